@@ -2,10 +2,10 @@
 
 import os
 
-# Before anything imports torch or transformers.
+# Before anything imports torch or transformers. VQR1_TEST_GPU=1 pytest -m gpu runs what needs a GPU.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
-if "gpu" not in os.environ.get("VQR1_TEST_LANES", ""):
+if os.environ.get("VQR1_TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import random
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tiny_models import FAMILIES, build_tiny_model
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, build_tiny_model
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+from tiny_models import FAMILIES, build_tiny_model
 
 
 @pytest.mark.parametrize(

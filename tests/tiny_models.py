@@ -1,7 +1,7 @@
 """Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints for tests: real classes, real tokenizer, no download.
 
-A folder made here is what ``AutoModelForImageTextToText.from_pretrained`` gets from a hub, small: 2 language and 2 vision
-layers, about 0.2 M weights. What could hide an error is kept as in the released models: the M-RoPE sections, one
+A folder made here is what ``AutoModelForImageTextToText.from_pretrained`` gets from a hub, small: 2 language and 2
+vision layers, about 0.2 M weights. What could hide an error is kept as in the released models: the M-RoPE sections, one
 windowed and one full vision layer (Qwen2.5-VL), deepstack features and 16-pixel patches (Qwen3-VL), legacy generation
 settings that are nearly greedy, and how Qwen's vocabulary cuts the answer. Weights are drawn so that activations stay
 near 1 and logits differ by several units: a wrong mask or position then shows in every figure.
@@ -32,10 +32,10 @@ _SPECIAL = (
     "<|video_pad|>",
 )
 _CORPUS = """system user assistant You are a helpful assistant. Picture:
-You are doing the image quality assessment task. Here is the question: What is your overall rating on the quality of this
-picture? The rating should be a float between 1 and 5, rounded to two decimal places, with 1 representing very poor quality
-and 5 representing excellent quality. First output the thinking process in < think> </think> tags and then output the final
-answer with only one score in < answer> </answer> tags. Please only output the final answer.
+You are doing the image quality assessment task. Here is the question: What is your overall rating on the quality of
+this picture? The rating should be a float between 1 and 5, rounded to two decimal places, with 1 representing very poor
+quality and 5 representing excellent quality. First output the thinking process in < think> </think> tags and then
+output the final answer with only one score in < answer> </answer> tags. Please only output the final answer.
 answer think The picture is sharp, well exposed and free of noise: its quality is good.
 answer think It is blurred and full of compression artefacts, so the overall quality is poor.
 
