@@ -5,6 +5,7 @@ import os
 # Before anything imports torch or transformers. VQR1_TEST_GPU=1 pytest -m gpu runs what needs a GPU.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
 if os.environ.get("VQR1_TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

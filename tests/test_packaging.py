@@ -172,6 +172,16 @@ def test_pins_agree_with_the_ranges() -> None:
                 assert f"{pins[need.name]}.".startswith(f"{lowest}."), f"{file} must pin {need.name} to about {lowest}"
 
 
+def test_core_dependencies_work_together() -> None:
+    # Lazy modules import nothing until a name is taken: diffusers 0.35 installs beside transformers 5 and fails here.
+    from accelerate import dispatch_model
+    from diffusers import DiffusionPipeline
+    from torchmetrics import Metric
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    assert all(map(callable, (dispatch_model, DiffusionPipeline, Metric, Qwen2_5_VLForConditionalGeneration)))
+
+
 def test_import_is_fast_and_light(tmp_path: Path) -> None:
     code = (
         "import sys, time; start = time.perf_counter(); import vqr1_metric; seconds = time.perf_counter() - start\n"
