@@ -17,7 +17,7 @@ help:
 # $(call create,FOLDER): an empty environment, or a sentence that says what is missing.
 define create
 	@$(PYTHON) -c 'import sys; sys.exit("Expected Python 3.11 or newer but $(PYTHON) is %d.%d: try make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
-	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
 endef
 
 # Stamps: an environment is brought up to date when the project file or the pins change, else left alone.
