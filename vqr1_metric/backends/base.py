@@ -1,0 +1,79 @@
+"""What a scorer needs of a model, wherever that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from vqr1_metric.backends.pixels import PixelConfig
+from vqr1_metric.functional.distribution import ScoreDistribution
+
+
+class ModelError(ValueError):
+    """A model that cannot be found, loaded or used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are sampled.
+
+    Args:
+        num_samples: replies for each picture, K.
+        temperature: above 0; 1.0 as in training.
+        top_k, top_p: keep the k most probable tokens (0 for all), then the smallest set holding the mass p.
+        max_new_tokens: a reply is cut here.
+        seed: reply k of a picture depends on the picture, ``seed`` and k alone, not on the other pictures of its batch.
+    """
+
+    num_samples: int = 6
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or self.max_new_tokens < 1:
+            raise ValueError("Expected num_samples and max_new_tokens of at least 1.")
+        if not self.temperature > 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"Expected temperature > 0, top_k >= 0 and top_p in (0, 1], but got {self.temperature}, {self.top_k}, "
+                f"{self.top_p}."
+            )
+
+
+@runtime_checkable
+class ScoringBackend(Protocol):
+    """A model that can state score distributions and write replies.
+
+    Pictures are ``(3, H, W)`` tensors, uint8 or floating in [0, 1], of any sizes and devices, already checked.
+    """
+
+    #: What was loaded: hub name or folder, and the commit or content hash it had.
+    model_id: str
+    revision: str
+    #: The model's own preprocessing; a caller may pass one with other pixel limits.
+    pixel_config: PixelConfig
+
+    def sequence_length(self, visual_tokens: int, thinking: bool) -> int:
+        """Tokens one picture costs in :meth:`distributions`, the question and the answer tree included."""
+        ...
+
+    def distributions(
+        self, images: Sequence[Tensor], pixel_config: PixelConfig, *, replies: Sequence[str] | None = None
+    ) -> ScoreDistribution:
+        """Score distributions in one forward pass, leading shape ``(B,)``.
+
+        With ``replies`` (texts up to, not including, the answer tag) the question is the thinking one and the
+        distribution is that of the answer after each text; without, the non-thinking question is asked.
+        """
+        ...
+
+    def sample_replies(
+        self, images: Sequence[Tensor], pixel_config: PixelConfig, sampling: Sampling, *, thinking: bool, add_vision_id: bool
+    ) -> list[list[str]]:
+        """K sampled replies for each picture."""
+        ...

@@ -1,0 +1,265 @@
+"""One forward pass, the whole score distribution: the answer trie.
+
+The replies of interest are known beforehand: ``<answer>``, a score d, d.d or d.dd from 1 to 5, and the closing tag. Tokenised
+with the model's own tokenizer they form a small tree. Its inner nodes are appended to the prompt; an attention mask lets every
+node see the prompt and its own ancestors only, and its position is that of its depth. The logits at the last prompt token and
+at the nodes then hold the probability of every branch, hence of every score, without decoding a single token.
+
+What P(score) means. Let the reply begin with the tag; all probabilities are given that.
+
+- d.dd: the mass of all replies that begin so, whatever follows the second decimal.
+- d and d.d: the mass of replies in which the closing tag begins right after the number (its first ``<``), so that "3" is not
+  counted again with 3.4 or 3.42. 3, 3.0 and 3.00 are one score, their masses add up.
+- 5.01 to 5.99, 0.x, words and unusual spellings lie outside; what lies inside adds up to ``coverage``.
+
+A *spelling* is the blank space around the number: none, a blank, or a line break.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vqr1_metric.functional.distribution import GRID_SIZE, STEPS_PER_UNIT, ScoreDistribution
+
+OPENING, CLOSING = "<answer>", "</answer>"
+SPELLINGS: tuple[str, ...] = ("", " ", "\n")
+#: Spellings that hold less than this share of the tag's mass on the calibration picture are dropped from the trie.
+NEGLIGIBLE = 1e-4
+
+_VOCABULARY_CHUNK = 16_384
+
+
+class ReadoutError(ValueError):
+    """The tokenizer or the model cannot be read out in one pass; the message says why and what to use instead."""
+
+
+@dataclass(frozen=True)
+class AnswerTrie:
+    """The tree of answer tokens.
+
+    Row 0 of the readout stands for the last prompt token, row ``n + 1`` for node ``n``; parents come before children.
+
+    Args:
+        tokens: token id of each node, shape ``(nodes,)``.
+        parents: row of each node's parent, shape ``(nodes,)``.
+        depths: how many tokens after the prompt each node stands, from 1, shape ``(nodes,)``.
+        leaf_rows, leaf_tokens, leaf_scores, leaf_spellings: each leaf is a token read off the logits of a row; its score is a
+            grid index, its spelling an index into ``spellings``.
+        tag_rows, tag_tokens: the tokens that complete the opening tag, and where they are read.
+        spellings: blank space around the number that the trie knows.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    leaf_rows: Tensor
+    leaf_tokens: Tensor
+    leaf_scores: Tensor
+    leaf_spellings: Tensor
+    tag_rows: Tensor
+    tag_tokens: Tensor
+    spellings: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ancestors(self) -> Tensor:
+        """Boolean ``(nodes, nodes)``: may node (row) see node (column)? Itself and its ancestors."""
+        seen = torch.eye(len(self), dtype=torch.bool)
+        for node, parent in enumerate(self.parents.tolist()):
+            if parent > 0:
+                seen[node] |= seen[parent - 1]
+        return seen
+
+
+def score_texts() -> list[tuple[str, int]]:
+    """Every number of the grammar with its grid index: 5 as d, 41 as d.d, 401 as d.dd."""
+    texts = []
+    for index in range(GRID_SIZE):
+        whole, hundredths = divmod(index + STEPS_PER_UNIT, STEPS_PER_UNIT)
+        texts.append((f"{whole}.{hundredths:02d}", index))
+        if hundredths % 10 == 0:
+            texts.append((f"{whole}.{hundredths // 10}", index))
+        if hundredths == 0:
+            texts.append((str(whole), index))
+    return texts
+
+
+def build_answer_trie(tokenizer, spellings: Sequence[str] = SPELLINGS) -> AnswerTrie:
+    """Build the trie from a (fast) tokenizer.
+
+    Raises:
+        ReadoutError: if a token straddles the end of a d.dd score, so that its prefix mass cannot be read, or if the
+            tokenizer does not reproduce the text.
+    """
+    paths, tags = {}, set()
+    for spelling_index, spelling in enumerate(spellings):
+        for text, score in score_texts():
+            has_two_decimals = len(text) == 4
+            # A number of d or d.d may be closed with its own spelling's blank or with none.
+            for before_close in {spelling, ""} if not has_two_decimals else {""}:
+                reply = OPENING + spelling + text + before_close + CLOSING
+                tokens, ends = _tokenise(tokenizer, reply)
+                tags.add(tuple(tokens[: _tokens_until(ends, len(OPENING))]))
+                if has_two_decimals:
+                    length = len(OPENING + spelling + text)
+                    path = tokens[: _tokens_until(ends, length)]
+                    if ends[len(path) - 1] != length:
+                        raise ReadoutError(
+                            f"This tokenizer joins the end of the score {text} with what follows it, so its score "
+                            "distribution cannot be read in one pass. Use mode='sample'."
+                        )
+                else:
+                    path = tokens[: _tokens_until(ends, len(OPENING + spelling + text + before_close) + 1)]
+                paths[tuple(path)] = (score, spelling_index)
+
+    leaves, rows, nodes = [], {(): 0}, []
+
+    def row_of(prefix: tuple[int, ...]) -> int:
+        if prefix not in rows:
+            parent = row_of(prefix[:-1])
+            nodes.append((prefix[-1], parent, len(prefix)))
+            rows[prefix] = len(nodes)
+        return rows[prefix]
+
+    for path, (score, spelling_index) in paths.items():
+        leaves.append((row_of(path[:-1]), path[-1], score, spelling_index))
+    overlapping = [path for path in paths if path in rows]
+    if overlapping:
+        raise ReadoutError(
+            f"This tokenizer gives one score the tokens {list(overlapping[0])} that begin another, so the two cannot be "
+            "told apart in one pass. Use mode='sample'."
+        )
+    tag_reads = [(row_of(tag[:-1]), tag[-1]) for tag in sorted(tags)]
+    columns = [torch.tensor(column) for column in (*zip(*nodes), *zip(*leaves), *zip(*tag_reads))]
+    return AnswerTrie(*columns, spellings=tuple(spellings))
+
+
+def _tokenise(tokenizer, text: str) -> tuple[list[int], list[int]]:
+    """Token ids, and for each the number of characters of ``text`` that it and those before it cover."""
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    ends = [len(tokenizer.decode(tokens[: i + 1], clean_up_tokenization_spaces=False)) for i in range(len(tokens))]
+    if tokenizer.decode(tokens, clean_up_tokenization_spaces=False) != text:
+        raise ReadoutError(
+            f"This tokenizer does not reproduce {text!r} from its tokens, so answers cannot be matched with it. "
+            "Use mode='sample'."
+        )
+    return tokens, ends
+
+
+def _tokens_until(ends: list[int], length: int) -> int:
+    return next(count for count, end in enumerate(ends, start=1) if end >= length)
+
+
+def tree_attention(prompt_mask: Tensor, trie: AnswerTrie) -> Tensor:
+    """Who sees whom, for left-padded prompts followed by the nodes.
+
+    Args:
+        prompt_mask: ``(B, P)``, true at prompt tokens, false at padding.
+
+    Returns:
+        Boolean ``(B, 1, P + nodes, P + nodes)``, true where the row may see the column. A padding row sees itself, since a
+        softmax over nothing is NaN.
+    """
+    batch, prompt = prompt_mask.shape
+    total = prompt + len(trie)
+    mask = torch.zeros(total, total, dtype=torch.bool, device=prompt_mask.device)
+    mask[:prompt, :prompt] = torch.ones(prompt, prompt, dtype=torch.bool, device=mask.device).tril()
+    mask[prompt:, :prompt] = True
+    mask[prompt:, prompt:] = trie.ancestors().to(mask.device)
+    visible = torch.cat([prompt_mask.bool(), prompt_mask.new_ones(batch, len(trie), dtype=torch.bool)], dim=1)
+    return (mask & visible[:, None, :] | torch.eye(total, dtype=torch.bool, device=mask.device))[:, None]
+
+
+def read_distribution(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -> ScoreDistribution:
+    """The score distribution from the final hidden states at the rows of the trie.
+
+    Args:
+        hidden: ``(B, 1 + nodes, D)``, at the last prompt token and at every node.
+        head: the language model head.
+
+    Returns:
+        Distributions with leading shape ``(B,)``, in float32 or wider.
+    """
+    leaf_log_probs, tag_log_prob = _leaf_log_probabilities(hidden, head, trie)
+    given_tag = leaf_log_probs - tag_log_prob[:, None]
+    scores = trie.leaf_scores.to(given_tag.device)
+    log_probs = _scatter_logsumexp(given_tag, scores, GRID_SIZE)
+    return ScoreDistribution.from_log_probabilities(log_probs, tag_log_prob.exp())
+
+
+def spelling_shares(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -> Tensor:
+    """Probability of each spelling given the tag, averaged over the batch; shape ``(spellings,)``."""
+    leaf_log_probs, tag_log_prob = _leaf_log_probabilities(hidden, head, trie)
+    given_tag = leaf_log_probs - tag_log_prob[:, None]
+    return _scatter_logsumexp(given_tag, trie.leaf_spellings.to(given_tag.device), len(trie.spellings)).exp().mean(0)
+
+
+def _leaf_log_probabilities(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -> tuple[Tensor, Tensor]:
+    """Log-probability of every leaf ``(B, leaves)`` and of the tag ``(B,)``, from the start of the reply."""
+    device = hidden.device
+    node_rows, node_tokens = trie.parents.to(device), trie.tokens.to(device)
+    leaf_rows, leaf_tokens = trie.leaf_rows.to(device), trie.leaf_tokens.to(device)
+    tag_rows, tag_tokens = trie.tag_rows.to(device), trie.tag_tokens.to(device)
+    logits, normaliser = _logits(hidden, head, torch.cat([node_tokens, leaf_tokens, tag_tokens]).unique(return_inverse=True))
+    columns = torch.arange(len(node_tokens) + len(leaf_tokens) + len(tag_tokens), device=device)
+    node_columns, leaf_columns, tag_columns = columns.split([len(node_tokens), len(leaf_tokens), len(tag_tokens)])
+
+    def step(rows: Tensor, columns: Tensor) -> Tensor:
+        return logits[:, rows, columns] - normaliser[:, rows]
+
+    node_step = step(node_rows, node_columns)
+    # Log-probability of reaching each row: every node adds its own step to its parent's, ancestors first.
+    reached = [torch.zeros_like(node_step[:, 0])]
+    for node, parent in enumerate(trie.parents.tolist()):
+        reached.append(reached[parent] + node_step[:, node])
+    reached = torch.stack(reached, dim=1)
+    tag_log_prob = torch.logsumexp(reached[:, tag_rows] + step(tag_rows, tag_columns), dim=1)
+    return reached[:, leaf_rows] + step(leaf_rows, leaf_columns), tag_log_prob
+
+
+def _logits(hidden: Tensor, head: torch.nn.Module, wanted: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits of the wanted tokens ``(B, R, wanted)`` and the log-sum-exp over the whole vocabulary ``(B, R)``.
+
+    In float32 at least (bf16 logits cost .1 to .2 in log-probability), over chunks of the vocabulary so that a head of
+    150,000 rows is never held in float32 at once. A head without a plain weight (quantised, offloaded) is called as it is.
+    """
+    unique, inverse = wanted
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    weight = getattr(head, "weight", None)
+    if weight is None or not weight.is_floating_point() or weight.is_meta or weight.shape[-1] != hidden.shape[-1]:
+        logits = head(hidden).to(dtype)
+        return logits[..., unique][..., inverse], torch.logsumexp(logits, dim=-1)
+
+    hidden = hidden.to(device=weight.device, dtype=dtype)
+    bias = getattr(head, "bias", None)
+
+    def project(rows: Tensor, offset: Tensor | None) -> Tensor:
+        return torch.nn.functional.linear(hidden, rows.to(dtype), None if offset is None else offset.to(dtype))
+
+    def chunk_normaliser(start: int) -> Tensor:
+        chunk = slice(start, start + _VOCABULARY_CHUNK)
+        return torch.logsumexp(project(weight[chunk], None if bias is None else bias[chunk]), dim=-1)
+
+    # With gradients, recompute a chunk in the backward pass rather than keep its logits and its float32 weights.
+    starts = range(0, weight.shape[0], _VOCABULARY_CHUNK)
+    if hidden.requires_grad and len(starts) > 1:
+        parts = [checkpoint(chunk_normaliser, start, use_reentrant=False) for start in starts]
+    else:
+        parts = [chunk_normaliser(start) for start in starts]
+    unique = unique.to(weight.device)
+    logits = project(weight[unique], None if bias is None else bias[unique])
+    return logits[..., inverse.to(weight.device)], torch.logsumexp(torch.stack(parts), dim=0)
+
+
+def _scatter_logsumexp(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Log-sum-exp of ``values (B, N)`` over the members of each of ``count`` groups; every group has a member."""
+    index = groups.expand_as(values)
+    top = values.new_full((values.shape[0], count), -torch.inf).scatter_reduce(1, index, values.detach(), "amax")
+    total = torch.zeros_like(top).scatter_add(1, index, (values - top.gather(1, index)).exp())
+    return total.log() + top

@@ -1,0 +1,200 @@
+"""A probability distribution over the 401 scores 1.00, 1.01, ... 5.00 that a reply of the model can state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MIN_SCORE = 1.0
+MAX_SCORE = 5.0
+STEPS_PER_UNIT = 100  # the question asks for "a float between 1 and 5, rounded to two decimal places"
+GRID_SIZE = int((MAX_SCORE - MIN_SCORE) * STEPS_PER_UNIT) + 1
+
+
+def score_grid(device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The scores 1.00, 1.01, ... 5.00.
+
+    Returns:
+        Tensor of shape ``(401,)``.
+    """
+    steps = torch.arange(GRID_SIZE, device=device, dtype=torch.float64)
+    return (MIN_SCORE + steps / STEPS_PER_UNIT).to(dtype)
+
+
+@dataclass(frozen=True)
+class ScoreDistribution:
+    """Score distributions of one picture (no leading dimension) or of a batch (leading dimension N).
+
+    Args:
+        probabilities: shape ``(..., 401)``, non-negative, summing to 1 over the last dimension: the probability of every
+            score of the grid, *given* that the reply states a score of the grammar. A row of NaN means "no score".
+        coverage: shape ``(...)``, in [0, 1]: the probability mass inside the grammar, given the answer tag. The mass
+            outside (words, 5.01 to 5.99, unusual spellings) is left out of ``probabilities``, never spread over them.
+        tag_probability: shape ``(...)``, in [0, 1]: the probability that the model opens its reply with ``<answer>``.
+
+    Both reliabilities default to 1.
+
+    Example:
+        >>> dist = ScoreDistribution.from_samples(torch.tensor([3.0, 4.0]))
+        >>> dist.mean
+        tensor(3.5000)
+    """
+
+    probabilities: Tensor
+    coverage: Tensor | None = None
+    tag_probability: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.probabilities.shape
+        if not shape or shape[-1] != GRID_SIZE:
+            raise ValueError(f"Expected probabilities of shape (..., {GRID_SIZE}), but got {tuple(shape)}.")
+        for name in ("coverage", "tag_probability"):
+            value = getattr(self, name)
+            if value is None:
+                object.__setattr__(self, name, self.probabilities.new_ones(shape[:-1]))
+            elif value.shape != shape[:-1]:
+                raise ValueError(f"Expected {name} of shape {tuple(shape[:-1])}, but got {tuple(value.shape)}.")
+
+    @classmethod
+    def from_log_probabilities(cls, log_probabilities: Tensor, tag_probability: Tensor | None = None) -> ScoreDistribution:
+        """From the log-probability of every score given the tag, shape ``(..., 401)``, not normalised.
+
+        Their sum is the coverage. Normalising in log space keeps a distribution well defined, and differentiable,
+        however little mass lies inside the grammar.
+        """
+        log_coverage = torch.logsumexp(log_probabilities, dim=-1)
+        probabilities = (log_probabilities - log_coverage.unsqueeze(-1)).exp()
+        return cls(probabilities, log_coverage.exp(), tag_probability)
+
+    @classmethod
+    def from_samples(cls, scores: Tensor) -> ScoreDistribution:
+        """The empirical distribution of K sampled scores, shape ``(..., K)``, NaN where a reply held no score.
+
+        A score between two grid points is split linearly between them, so that the mean stays exact. NaN scores are
+        left out and lower ``coverage``, the share of readable replies; a row without a readable reply is all NaN.
+        """
+        readable = torch.isfinite(scores)
+        if bool((readable & ((scores < MIN_SCORE) | (scores > MAX_SCORE))).any()):
+            raise ValueError(f"Expected scores in [{MIN_SCORE:g}, {MAX_SCORE:g}] or NaN, but got {scores.tolist()}.")
+        dtype = scores.dtype
+        position = (scores.to(torch.float64).nan_to_num(MIN_SCORE) - MIN_SCORE) * STEPS_PER_UNIT
+        lower = position.floor().clamp(max=GRID_SIZE - 2)
+        upper_weight = (position - lower) * readable
+        lower_weight = (1 - (position - lower)) * readable
+        counts = torch.zeros(*scores.shape[:-1], GRID_SIZE, device=scores.device, dtype=torch.float64)
+        counts = counts.scatter_add(-1, lower.long(), lower_weight).scatter_add(-1, lower.long() + 1, upper_weight)
+        total = counts.sum(-1, keepdim=True)
+        probabilities = torch.where(total > 0, counts / total, torch.nan)
+        return cls(probabilities.to(dtype), readable.to(dtype).mean(-1))
+
+    @classmethod
+    def stack(cls, distributions: Sequence[ScoreDistribution]) -> ScoreDistribution:
+        """One batch out of several distributions of equal shape."""
+        if not distributions:
+            raise ValueError("Expected at least one distribution to stack, but got none.")
+        return cls(
+            torch.stack([d.probabilities for d in distributions]),
+            torch.stack([d.coverage for d in distributions]),
+            torch.stack([d.tag_probability for d in distributions]),
+        )
+
+    @property
+    def grid(self) -> Tensor:
+        """The scores the probabilities belong to, shape ``(401,)``."""
+        return score_grid(self.probabilities.device, self.probabilities.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected score, shape ``(...)``, in [1, 5]."""
+        return ((self.probabilities * (self.grid - MIN_SCORE)).sum(-1) + MIN_SCORE).clamp(MIN_SCORE, MAX_SCORE)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the score, shape ``(...)``, in squared score units, at most 4."""
+        return (self.probabilities * (self.grid - self.mean.unsqueeze(-1)) ** 2).sum(-1)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the score, shape ``(...)``, in score units."""
+        return self.variance.sqrt()
+
+    @property
+    def mode(self) -> Tensor:
+        """Most probable score, shape ``(...)``; the lowest of equals; NaN where there is no distribution."""
+        best = self.grid[self.probabilities.nan_to_num(0).argmax(-1)]
+        return torch.where(self.probabilities.isnan().any(-1), torch.nan, best)
+
+    def quantile(self, q: float) -> Tensor:
+        """Smallest score whose cumulative probability reaches ``q``, shape ``(...)``.
+
+        Args:
+            q: in [0, 1].
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"Expected a quantile in [0, 1], but got {q}.")
+        cumulative = self.probabilities.cumsum(-1)
+        # Rounding may leave the last cumulative sum a little under 1, so the target never exceeds what was reached.
+        target = (cumulative[..., -1:] * q).clamp(min=torch.finfo(cumulative.dtype).tiny)
+        reached = cumulative >= target
+        score = self.grid[reached.int().argmax(-1)]
+        return torch.where(self.probabilities.isnan().any(-1), torch.nan, score)
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Central interval that holds at least ``level`` of the probability, as ``(low, high)``."""
+        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def mixture(self, dim: int = 0) -> ScoreDistribution:
+        """The equal-weight mixture over a leading dimension, for instance over K reasonings of one picture.
+
+        Rows of NaN (a reasoning without an answer) are left out; if all are NaN the mixture is NaN. ``coverage`` and
+        ``tag_probability`` are averaged over the rows that take part.
+        """
+        if self.probabilities.ndim < 2:
+            raise ValueError("Expected a batch of distributions to mix, but got a single one.")
+        taking_part = ~self.probabilities.isnan().any(-1)
+        weights = taking_part.to(self.probabilities.dtype)
+        total = weights.sum(dim)
+
+        def average(values: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+            mean = (values.nan_to_num(0) * weights).sum(dim) / total
+            return torch.where(total > 0, mean, torch.nan)
+
+        return ScoreDistribution(
+            average(self.probabilities, weights.unsqueeze(-1), total.unsqueeze(-1)),
+            average(self.coverage, weights, total),
+            average(self.tag_probability, weights, total),
+        )
+
+    def to(self, *args, **kwargs) -> ScoreDistribution:
+        """Like :meth:`torch.Tensor.to`, for every tensor held."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def detach(self) -> ScoreDistribution:
+        """Without the autograd graph."""
+        return self._map(Tensor.detach)
+
+    def __getitem__(self, index) -> ScoreDistribution:
+        if self.probabilities.ndim < 2:
+            raise IndexError("A single distribution cannot be indexed; it has no leading dimension.")
+        return self._map(lambda tensor: tensor[index])
+
+    def __len__(self) -> int:
+        if self.probabilities.ndim < 2:
+            raise TypeError("A single distribution has no length; it has no leading dimension.")
+        return self.probabilities.shape[0]
+
+    def __repr__(self) -> str:
+        if self.probabilities.ndim > 1:
+            return f"ScoreDistribution(shape={tuple(self.probabilities.shape[:-1])})"
+        mean, std = float(self.mean), float(self.std)
+        shown = "no score" if math.isnan(mean) else f"mean={mean:.3f}, std={std:.3f}"
+        return f"ScoreDistribution({shown}, coverage={float(self.coverage):.3f})"
+
+    def _map(self, function) -> ScoreDistribution:
+        return ScoreDistribution(
+            function(self.probabilities), function(self.coverage), function(self.tag_probability)
+        )

@@ -1,0 +1,326 @@
+"""`QualityScorer`: pictures in, a distribution over the score 1..5 out; comparing, ranking, explaining are made of those."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vqr1_metric.backends.base import Sampling, ScoringBackend
+from vqr1_metric.backends.loading import ModelSpec, cached, forget, is_cached
+from vqr1_metric.backends.pixels import PixelConfig
+from vqr1_metric.functional.distribution import ScoreDistribution
+from vqr1_metric.functional.parsing import ParsedReply, parse_reply
+from vqr1_metric.images import ImageError, ImageLike, describe, load_image, split_images
+from vqr1_metric.prompts import MODES, PROMPT_VERSION, Mode
+from vqr1_metric.results import LOW_RELIABILITY, Comparison, ImageScore, RankedImage, rank_results
+
+DEFAULT_MODEL = "TianheWu/VisualQuality-R1-7B"
+#: Tokens of one forward pass, padding included: ten pictures of one megapixel with a Qwen2.5-VL model.
+DEFAULT_BATCH_TOKENS = 16_384
+#: A long run holds at most so many decoded pictures and pixels at a time.
+_WINDOW_PICTURES, _WINDOW_PIXELS = 64, 64_000_000
+
+
+class QualityScorer:
+    """Scores pictures with a VisualQuality-R1 model, or any Qwen-VL model that answers the same question.
+
+    The weights load at the first use and are shared by all scorers of one process that ask for the same ones. A scorer is a
+    plain object: copying it copies no weights, pickling it pickles the recipe only.
+
+    Args:
+        model: Hugging Face Hub name, local folder (full model or LoRA adapter), or ``"nano"``, the embedded model.
+        mode: ``"score"`` reads the distribution in one forward pass (deterministic, the default); ``"think"`` samples K
+            reasonings and mixes the distributions of their answers; ``"sample"`` parses K sampled replies as the authors'
+            scripts do.
+        revision, dtype, device, device_map, quantization, attn_implementation: see
+            :class:`~vqr1_metric.backends.loading.ModelSpec`.
+        min_pixels, max_pixels: pictures outside are rescaled; None keeps the model's own limits.
+        batch_tokens: tokens of one forward pass, padding included; lower it when memory is short.
+        num_samples, temperature, top_k, top_p, max_new_tokens, seed: sampling in ``think`` and ``sample``, see
+            :class:`~vqr1_metric.backends.base.Sampling`.
+        thinking: whether ``sample`` asks the thinking question.
+        add_vision_id: write "Picture 1: " before the picture, as the authors' scripts do and their training does not; None
+            does so in ``sample`` mode only.
+        backend: a ready :class:`~vqr1_metric.backends.base.ScoringBackend`, instead of ``model``.
+
+    Example:
+        >>> scorer = QualityScorer("nano")  # doctest: +SKIP
+        >>> scorer.score("photo.jpg")[0].score  # doctest: +SKIP
+        3.87
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        mode: Mode = "score",
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        device_map: str | None = None,
+        quantization: Literal["8bit", "4bit"] | None = None,
+        attn_implementation: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        num_samples: int = 6,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        seed: int = 0,
+        thinking: bool = False,
+        add_vision_id: bool | None = None,
+        backend: ScoringBackend | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"Expected mode to be one of {', '.join(MODES)}, but got {mode!r}.")
+        if batch_tokens < 1:
+            raise ValueError(f"Expected batch_tokens of at least 1, but got {batch_tokens}.")
+        self.spec = ModelSpec(
+            model, revision, dtype=dtype, device=device, device_map=device_map, quantization=quantization,
+            attn_implementation=attn_implementation,
+        )  # fmt: skip
+        self.mode: Mode = mode
+        self.sampling = Sampling(num_samples, temperature, top_k, top_p, max_new_tokens, seed)
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
+        self.batch_tokens = batch_tokens
+        self.thinking = thinking
+        self.add_vision_id = mode == "sample" if add_vision_id is None else add_vision_id
+        self._given_backend = backend
+        self._warned = False
+
+    # ---------------------------------------------------------------- scoring
+
+    def score(self, images: ImageLike | Sequence[ImageLike], *, on_error: Literal["nan", "raise"] = "nan") -> list[ImageScore]:
+        """Score pictures, in input order.
+
+        Args:
+            images: a tensor ``(B, C, H, W)`` or ``(C, H, W)`` (uint8, or floating in [0, 1], any device), a path, bytes, a PIL
+                picture, an array, or a list of these with any sizes.
+            on_error: ``"nan"`` gives a bad picture the score NaN and its reason; ``"raise"`` raises
+                :class:`~vqr1_metric.images.ImageError` at the first, before anything is scored.
+        """
+        images = split_images(images)
+        if on_error == "raise":
+            images = [load_image(image, describe(image, i)) for i, image in enumerate(images)]
+        elif on_error != "nan":
+            raise ValueError(f"Expected on_error 'nan' or 'raise', but got {on_error!r}.")
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[ImageLike]) -> Iterator[ImageScore]:
+        """Like :meth:`score`, one result after the other, in memory that does not grow with the number of pictures."""
+        names: list[str] = []
+        window: list[Tensor | ImageError] = []
+        held = 0
+        for index, image in enumerate(images):
+            names.append(describe(image, index))
+            try:
+                window.append(load_image(image, names[-1]))
+                held += window[-1][0].numel()
+            except ImageError as error:
+                window.append(error)
+            if len(window) >= _WINDOW_PICTURES or held >= _WINDOW_PIXELS:
+                yield from self._score_window(names, window)
+                names, window, held = [], [], 0
+        yield from self._score_window(names, window)
+
+    def distributions(self, images: ImageLike | Sequence[ImageLike], *, differentiable: bool = False) -> ScoreDistribution:
+        """Score distributions read out in one forward pass per batch (whatever ``mode`` says), leading shape ``(B,)``.
+
+        Args:
+            images: as for :meth:`score`; a bad one raises :class:`~vqr1_metric.images.ImageError`.
+            differentiable: keep the autograd graph from the pixels of floating tensors to the distribution. The weights are
+                frozen and get no gradient. Every batch's activations stay in memory until the backward pass.
+        """
+        pixels = [load_image(image, describe(image, i)) for i, image in enumerate(split_images(images))]
+        if not pixels:
+            raise ImageError("Expected at least one picture, but got none.")
+        with torch.set_grad_enabled(differentiable):
+            parts = [(batch, self._backend_distributions([pixels[i] for i in batch])) for batch in self._batches(pixels)]
+        order = torch.tensor([i for batch, _ in parts for i in batch]).argsort()
+        tensors = [torch.cat([getattr(part, name) for _, part in parts]) for name in _DISTRIBUTION_FIELDS]
+        return ScoreDistribution(*(tensor[order.to(tensor.device)] for tensor in tensors))
+
+    def compare(self, a: ImageLike, b: ImageLike) -> Comparison:
+        """Which of two pictures looks better, and how surely."""
+        return Comparison.of(*self.score([a, b]))
+
+    def rank(self, images: ImageLike | Sequence[ImageLike]) -> list[RankedImage]:
+        """Pictures ordered best first, ties marked where a comparison is a coin toss."""
+        return rank_results(self.score(images))
+
+    def explain(self, image: ImageLike) -> ImageScore:
+        """The score with sampled reasonings in ``replies``.
+
+        A model that writes no readable reasoning (a non-thinking one, such as the embedded model) gets its one-pass score, and
+        ``replies`` whose ``reason`` says what was wrong with them.
+        """
+        thought = self.replace(mode="think").score(image)[0]
+        if thought.error is None or not thought.replies:
+            return thought
+        scored = self.replace(mode="score").score(image)[0]
+        return ImageScore.of(scored.name, scored.distribution, thought.replies) if scored.error is None else scored
+
+    # ---------------------------------------------------------------- the model
+
+    @property
+    def backend(self) -> ScoringBackend:
+        """The model, loaded now if it was not."""
+        if self._given_backend is not None:
+            return self._given_backend
+
+        from vqr1_metric.backends.transformers import TransformersBackend
+
+        backend = cached(self.spec, TransformersBackend)
+        backend.to_own_device()
+        return backend
+
+    @property
+    def pixel_config(self) -> PixelConfig:
+        """The model's preprocessing, with this scorer's pixel limits."""
+        return self.backend.pixel_config.with_limits(self.min_pixels, self.max_pixels)
+
+    @property
+    def loaded(self) -> bool:
+        """Are the weights in memory?"""
+        return self._given_backend is not None or is_cached(self.spec)
+
+    def offload(self) -> None:
+        """Move the weights to the CPU; the next use brings them back. All scorers that share the weights are affected."""
+        if self._given_backend is None and is_cached(self.spec):
+            cached(self.spec, None).offload()
+
+    def unload(self) -> None:
+        """Drop the weights, for all scorers that share them; the next use loads them again."""
+        forget(self.spec)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def fingerprint(self) -> int:
+        """A 48-bit number of everything that decides a score, known before any weights load (exact in float64 too)."""
+        given = self._given_backend
+        spec = asdict(self.spec) if given is None else [given.model_id, given.revision]
+        sampling = None if self.mode == "score" else [asdict(self.sampling), self.thinking, self.add_vision_id]
+        recipe = [spec, self.mode, PROMPT_VERSION, self.min_pixels, self.max_pixels, sampling]
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).digest()
+        return int.from_bytes(digest[:6], "big")
+
+    def replace(self, *, mode: Mode) -> QualityScorer:
+        """The same scorer in another mode, sharing the weights."""
+        if mode not in MODES:
+            raise ValueError(f"Expected mode to be one of {', '.join(MODES)}, but got {mode!r}.")
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, mode=mode)
+        return other
+
+    def __copy__(self) -> QualityScorer:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> QualityScorer:
+        return self
+
+    def __repr__(self) -> str:
+        name = self.spec.model if self._given_backend is None else self._given_backend.model_id
+        return f"{type(self).__name__}({name!r}, mode={self.mode!r})"
+
+    # ---------------------------------------------------------------- batches
+
+    def _score_window(self, names: list[str], window: list[Tensor | ImageError]) -> list[ImageScore]:
+        results = {i: ImageScore.failed(names[i], str(e)) for i, e in enumerate(window) if isinstance(e, ImageError)}
+        good = [i for i in range(len(window)) if i not in results]
+        for batch in self._batches([window[i] for i in good]):
+            indices = [good[i] for i in batch]
+            results.update(zip(indices, self._score_batch([names[i] for i in indices], [window[i] for i in indices])))
+        ordered = [results[i] for i in range(len(window))]
+        self._warn_if_unreliable(ordered)
+        return ordered
+
+    def _batches(self, pixels: Sequence[Tensor]) -> Iterator[list[int]]:
+        """Indices of pictures that go through the model together: of like size, within the token budget."""
+        if not pixels:
+            return
+        backend, config = self.backend, self.pixel_config
+        thinking = self.mode == "think"
+        lengths = [backend.sequence_length(config.visual_tokens(*p.shape[-2:]), thinking) for p in pixels]
+        copies = 1 if self.mode == "score" else self.sampling.num_samples
+        batch: list[int] = []
+        for index in sorted(range(len(pixels)), key=lambda i: (lengths[i], i)):
+            # Sorted by length, so the newcomer is the longest and every row is padded to it.
+            if batch and lengths[index] * (len(batch) + 1) * copies > self.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        yield batch
+
+    def _backend_distributions(self, pixels: Sequence[Tensor], replies: Sequence[str] | None = None) -> ScoreDistribution:
+        return self.backend.distributions(pixels, self.pixel_config, replies=replies)
+
+    def _score_batch(self, names: list[str], pixels: list[Tensor]) -> list[ImageScore]:
+        with torch.no_grad():
+            if self.mode == "score":
+                distributions = self._backend_distributions(pixels).to("cpu")
+                return [ImageScore.of(name, distributions[i]) for i, name in enumerate(names)]
+            thinking = self.mode == "think" or self.thinking
+            replies = self.backend.sample_replies(
+                pixels, self.pixel_config, self.sampling, thinking=thinking, add_vision_id=self.add_vision_id
+            )
+            read = self._read_thoughts if self.mode == "think" else _read_samples
+            return [read(name, image, texts) for name, image, texts in zip(names, pixels, replies, strict=True)]
+
+    def _read_thoughts(self, name: str, image: Tensor, texts: list[str]) -> ImageScore:
+        """The mixture of the distributions read out after each reasoning that came to an end."""
+        ends = [_before_answer(text) for text in texts]
+        finished = [end for end in ends if end is not None]
+        replies = [ParsedReply(float("nan"), "the reasoning did not come to an end", text.strip()) for text in texts]
+        if not finished:
+            return ImageScore.failed(name, f"none of {len(texts)} sampled reasonings came to an end (</think>)", replies)
+        distributions = self._backend_distributions([image] * len(finished), finished).to("cpu")
+        means = iter(distributions.mean.tolist())
+        for i, end in enumerate(ends):
+            if end is not None:
+                replies[i] = ParsedReply(next(means), None, parse_reply(texts[i]).reasoning)
+        return ImageScore.of(name, distributions.mixture(), replies)
+
+    def _warn_if_unreliable(self, results: Sequence[ImageScore]) -> None:
+        low = [r for r in results if r.error is None and not r.reliable]
+        if low and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{low[0].name}: only {low[0].coverage:.0%} of the model's answers would be a score and {low[0].tag_probability:.0%} "
+                f"of its replies would open with the answer tag (below {LOW_RELIABILITY:.0%}): is this a model that was trained "
+                "for this question? Every result carries both as coverage and tag_probability. This is said once.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+_DISTRIBUTION_FIELDS = ("probabilities", "coverage", "tag_probability")
+
+
+def _before_answer(text: str) -> str | None:
+    """A sampled reply up to its answer tag; with a reasoning that ended but no tag, up to where the tag belongs."""
+    thought_end = text.rfind("</think>")
+    if thought_end < 0:
+        return None
+    tag = text.rfind("<answer>")
+    return text[:tag] if tag > thought_end else text[: thought_end + len("</think>")] + "\n"
+
+
+def _read_samples(name: str, image: Tensor, texts: list[str]) -> ImageScore:
+    """The empirical distribution of the scores that the sampled replies state."""
+    replies = [parse_reply(text) for text in texts]
+    scores = torch.tensor([reply.score for reply in replies], dtype=torch.float64)
+    if not bool(torch.isfinite(scores).any()):
+        return ImageScore.failed(name, f"none of {len(texts)} sampled replies held a score ({replies[0].reason})", replies)
+    distribution = ScoreDistribution.from_samples(scores)
+    tagged = torch.tensor(sum("<answer>" in text for text in texts) / len(texts), dtype=scores.dtype)
+    return ImageScore.of(name, ScoreDistribution(distribution.probabilities, distribution.coverage, tagged), replies)
