@@ -200,14 +200,11 @@ def test_negative_control_causal_mask(tiny_qwen2_5_vl, pictures, monkeypatch):
 
     def with_causal_mask(forward):
         def call(*, attention_mask, **kwargs):
-            causal = torch.ones(attention_mask.shape[-2:], dtype=torch.bool).tril()
-            padding = attention_mask[:, :, -1:, :] | torch.eye(len(causal), dtype=torch.bool)
-            own = attention_mask | (causal & (attention_mask.any(-2, keepdim=True) & padding))
-            return forward(attention_mask=own, **kwargs)
+            return forward(attention_mask=torch.ones_like(attention_mask).tril(), **kwargs)
 
         return call
 
-    assert _largest_change(backend, pictures, monkeypatch, with_causal_mask) > 0.1
+    assert _largest_change(backend, pictures[:1], monkeypatch, with_causal_mask) > 0.1
 
 
 def test_trie_has_the_predicted_size(tiny_qwen2_5_vl):

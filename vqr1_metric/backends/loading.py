@@ -41,7 +41,7 @@ class ModelSpec:
         device: ``"cuda"``, ``"cuda:1"``, ``"cpu"``, ...; None takes the best there is.
         device_map: as in transformers, ``"auto"`` to spread the layers over several small GPUs.
         quantization: ``"8bit"`` or ``"4bit"``, through bitsandbytes.
-        attn_implementation: as in transformers; the language model needs ``"sdpa"`` or ``"eager"``.
+        attn_implementation: ``"sdpa"`` (the default) or ``"eager"``; others cannot take the readout's mask.
     """
 
     model: str
@@ -58,6 +58,11 @@ class ModelSpec:
             if name not in _DTYPES:
                 raise ModelError(f"Expected dtype to be one of {', '.join(_DTYPES)}, but got {self.dtype!r}.")
             object.__setattr__(self, "dtype", str(_DTYPES[name]).removeprefix("torch."))
+        if self.attn_implementation not in (None, *TREE_ATTENTION):
+            raise ModelError(
+                "The one-pass readout needs an attention that takes a mask, so attn_implementation must be one of "
+                f"{', '.join(TREE_ATTENTION)}, but got {self.attn_implementation!r}."
+            )
         if self.quantization not in (None, "8bit", "4bit"):
             raise ModelError(f"Expected quantization None, '8bit' or '4bit', but got {self.quantization!r}.")
         try:
@@ -132,8 +137,6 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             settings["base_model_name_or_path"], settings.get("revision"), spec.dtype, spec.device, spec.device_map,
             spec.quantization, spec.attn_implementation,
         )  # fmt: skip
-    if base.folder is None and (Path(base.model).expanduser().is_absolute() or base.model.startswith((".", "~"))):
-        raise ModelError(f"No model folder at {base.model!r}.")
     config_file = _find_file(base, "config.json")
     if config_file is None:
         raise ModelError(_unreachable(base))
@@ -229,14 +232,7 @@ def _merge_adapter(model, spec: ModelSpec, adapter: Path):
 
 
 def _check_attention(model) -> None:
-    config = model.config.get_text_config()
-    if config._attn_implementation not in TREE_ATTENTION:
-        raise ModelError(
-            f"The one-pass readout needs a language model whose attention takes a mask ({', '.join(TREE_ATTENTION)}), but "
-            f"got attn_implementation={config._attn_implementation!r}. For a faster vision tower alone pass a dict-like "
-            "choice to transformers yourself; the language model must stay on 'sdpa'."
-        )
-    if getattr(config, "use_sliding_window", False):
+    if getattr(model.config.get_text_config(), "use_sliding_window", False):
         raise ModelError("The one-pass readout needs full attention, but this model's config has use_sliding_window=true.")
 
 
@@ -264,6 +260,8 @@ def _find_file(spec: ModelSpec, name: str) -> Path | None:
     if spec.folder is not None:
         path = spec.folder / name
         return path if path.is_file() else None
+    if Path(spec.model).is_absolute() or spec.model.startswith((".", "~")):
+        raise ModelError(f"No model folder at {spec.model!r}.")
     from transformers.utils import cached_file
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class TransformersBackend:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self._chat_template = loaded.chat_template
+        self._prompts: dict[tuple[bool, bool], tuple[list[int], list[int]]] = {}
         self._home = self.device
         # Quantised and spread-out models stay where they are: transformers refuses to move them.
         self._movable = not (spec.quantization or spec.device_map)
@@ -178,9 +179,14 @@ class TransformersBackend:
             "image_grid_thw": torch.tensor(grids, device=self.device),
         }
 
-    @lru_cache(maxsize=8)  # noqa: B019  (a backend lives as long as the process' model cache)
     def _prompt(self, thinking: bool, add_vision_id: bool) -> tuple[list[int], list[int]]:
         """Token ids before and after the visual tokens."""
+        key = (thinking, add_vision_id)
+        if key not in self._prompts:
+            self._prompts[key] = self._tokenise_prompt(thinking, add_vision_id)
+        return self._prompts[key]
+
+    def _tokenise_prompt(self, thinking: bool, add_vision_id: bool) -> tuple[list[int], list[int]]:
         text = self.tokenizer.apply_chat_template(
             messages(thinking), chat_template=self._chat_template, add_generation_prompt=True, tokenize=False,
             add_vision_id=add_vision_id,
