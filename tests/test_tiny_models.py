@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tiny_models import FAMILIES, build_tiny_model
 
@@ -35,7 +36,7 @@ def test_loads_strictly_and_sees_the_picture(tiny_model: Path) -> None:
     model, info = AutoModelForImageTextToText.from_pretrained(tiny_model, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    processor = AutoImageProcessor.from_pretrained(tiny_model)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_model)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Rate the picture."}]}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     logits = []
