@@ -1,0 +1,106 @@
+"""The command line ``vqr1``. A command is one entry of ``COMMANDS`` and one module of that name in this package.
+
+The module offers ``add_arguments(parser)`` and ``run(args) -> exit code``. Only the module of the command that was
+asked for is imported, and none imports torch before its ``run``, so that ``vqr1 --help`` answers at once.
+
+Exit codes: 0 done, 1 nothing was done (one line on stderr says why), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+from vqr1_metric import __version__
+from vqr1_metric.records import RecordError
+
+#: Command -> what it does, in the order of the help text.
+COMMANDS = {
+    "score": "score pictures, folders, patterns and lists; write a table, CSV or JSON lines",
+    "rank": "order pictures from best to worst, ties marked",
+    "compare": "which of two pictures looks better, and how surely",
+    "explain": "the score distribution of a picture and the model's reasoning",
+    "info": "versions, devices and what a model is",
+}
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked; the message, one line, says what to do instead."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``vqr1`` with these arguments (``sys.argv`` by default) and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(argv[0] if argv else None)
+    args = parser.parse_args(argv)
+    # File names need not be text in the terminal's encoding.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = _module(args.command).run(args)
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt as error:
+            return _fail(str(error) or "interrupted", 130)
+        except BrokenPipeError:  # `vqr1 ... | head`: nobody reads on; keep Python from complaining at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            message = _one_line(error)
+            if message is None:
+                raise
+            return _fail(message, 1)
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser, with the arguments of ``command`` (of every command for None)."""
+    parser = argparse.ArgumentParser(
+        prog="vqr1",
+        description="Picture quality on a scale of 1 to 5, without a reference picture.",
+        epilog="`vqr1 COMMAND --help` explains a command. `--model nano` is the embedded model: no download.",
+    )
+    parser.add_argument("--version", action="version", version=f"vqr1_metric {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, help_text in COMMANDS.items():
+        subparser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+        if command in (None, name):
+            _module(name).add_arguments(subparser)
+    return parser
+
+
+def _module(command: str):
+    return import_module(f"{__name__}.{command}")
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell the user, None for an error that is a fault of this program and deserves its traceback."""
+    # The package's complaints about what it was given begin with "Expected".
+    expected = isinstance(error, ValueError) and str(error).startswith("Expected ")
+    if expected or isinstance(error, (CommandError, RecordError, OSError)):
+        return str(error)
+    if "torch" not in sys.modules:
+        return None
+    import torch
+
+    from vqr1_metric.backends.base import ModelError
+    from vqr1_metric.images import ImageError
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of device memory: try a smaller --batch-tokens or --max-pixels, or --device cpu"
+    return str(error) if isinstance(error, (ModelError, ImageError)) else None
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vqr1: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    if issubclass(category, UserWarning):  # the others speak to programmers
+        print(f"vqr1: warning: {message}", file=sys.stderr)

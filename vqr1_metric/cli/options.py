@@ -1,0 +1,65 @@
+"""Options that several commands share, and the scorer they describe."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vqr1_metric.prompts import MODES
+
+if TYPE_CHECKING:
+    from vqr1_metric.scorer import QualityScorer
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, but got {value}")
+    return value
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> None:
+    """Options that say which model answers, how and where."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="NAME", help="Hub name, local folder or nano (default: TianheWu/VisualQuality-R1-7B)"
+    )
+    group.add_argument("--revision", help="branch, tag or commit on the Hub")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    group.add_argument("--device-map", metavar="MAP", help="auto: spread the layers over several GPUs")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on a CPU)")
+    group.add_argument("--quantization", choices=("8bit", "4bit"), help="smaller weights, through bitsandbytes")
+    group.add_argument(
+        "--batch-tokens", type=positive, metavar="N", help="tokens of one forward pass; fewer need less memory"
+    )
+    group.add_argument("--max-pixels", type=positive, metavar="N", help="larger pictures are scaled down to N pixels")
+    group.add_argument("--min-pixels", type=positive, metavar="N", help="smaller pictures are scaled up to N pixels")
+    if mode:
+        group.add_argument(
+            "--mode", choices=MODES, default="score",
+            help="score: one forward pass, deterministic (default); think: sampled reasonings; sample: sampled replies",
+        )  # fmt: skip
+        group.add_argument("--thinking", action="store_true", help="let --mode sample ask the thinking question")
+    group.add_argument("--num-samples", type=positive, metavar="K", help="sampled replies a picture (default: 6)")
+    group.add_argument("--max-new-tokens", type=positive, metavar="N", help="length limit of a reply (default: 512)")
+    group.add_argument("--seed", type=int, help="of the sampling (default: 0)")
+
+
+def build_scorer(args: argparse.Namespace) -> QualityScorer:
+    """The scorer that the options describe; the weights are not loaded yet."""
+    from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
+
+    names = (
+        "mode", "thinking", "revision", "device", "device_map", "dtype", "quantization", "batch_tokens", "max_pixels",
+        "min_pixels", "num_samples", "max_new_tokens", "seed",
+    )  # fmt: skip
+    # What was not given is left to the scorer's own defaults.
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    scorer = QualityScorer(args.model or DEFAULT_MODEL, **given)
+    if scorer.spec.folder is not None:
+        # A bar for weights that load in a second only hides the one that matters; downloads keep theirs.
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+    return scorer

@@ -1,0 +1,286 @@
+"""``vqr1 score``: pictures in, one row for each out, resumable, in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqr1_metric import __version__, records
+from vqr1_metric.cli import CommandError, inputs
+from vqr1_metric.cli.options import add_model_options, build_scorer
+from vqr1_metric.prompts import PROMPT_VERSION
+
+if TYPE_CHECKING:
+    from vqr1_metric.results import ImageScore
+    from vqr1_metric.scorer import QualityScorer
+
+_LEVEL = 0.95
+_RESAMPLES = 1000
+#: Above this many scores the bootstrap's distribution of the mean is normal for all purposes, and slow to draw.
+_BOOTSTRAP_BELOW = 20_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    parser.add_argument("inputs", nargs="+", metavar="PATH", help=inputs.HELP)
+    parser.add_argument("-r", "--recursive", action="store_true", help="folders with their subfolders")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="scores as .csv, or as .jsonl with distributions"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the output file where a run stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
+    parser.add_argument("--json", action="store_true", help="summary as JSON; without -o with all rows")
+    parser.add_argument("--silent", action="store_true", help="no progress bar, no summary")
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, and return 0 if at least one picture has a score."""
+    output, resuming, old = args.output, False, {}
+    if output is not None:
+        resuming = _check_output(output, args.resume, args.overwrite)
+    elif args.resume:
+        raise CommandError("--resume continues an output file: name it with -o")
+
+    scorer = build_scorer(args)
+    meta = _wanted(scorer)
+    seen: set[int] = set()
+    tally = Tally()
+    if resuming:
+        old = records.read_meta(output)
+        records.check_same(output, old, meta)
+        records.repair(output)
+        for path, score in records.read_rows(output):
+            seen.add(_key(path))
+            tally.add(score)
+        before = tally.rows
+
+    bar = _progress_bar(args)
+    pending = _pending(args, seen, bar)
+    first = next(pending, None)
+    if first is None:  # nothing left to do: the model need not be loaded to say so
+        meta = old
+    else:
+        meta |= {**_found(scorer), "package": __version__, "started": datetime.now(UTC).isoformat("T", "seconds")}
+        if resuming:
+            records.check_same(output, old, meta)
+            meta = old
+        elif output is not None:
+            if args.overwrite:
+                output.unlink(missing_ok=True)  # never old rows beside new meta data
+            records.write_meta(output, meta)
+        try:
+            with _sink(args, bar) as sink:
+                for result in scorer.stream(itertools.chain([first], pending)):
+                    sink.write(result)
+                    tally.add(result.score)
+                    bar.update()
+        except KeyboardInterrupt:
+            bar.close()
+            kept = f": {tally.rows} rows are in {output}, --resume continues there" if output else ""
+            raise KeyboardInterrupt(f"interrupted{kept}") from None
+    bar.close()
+    summary = {**tally.summary(), **{key: meta[key] for key in ("model", "revision", "mode", "prompt", "package")}}
+    summary["output"] = None if output is None else str(output)
+    if args.json:
+        print(json.dumps(summary) + ("" if output else "}"))
+    elif not args.silent:
+        print(_as_text(summary, tally.rows - before if resuming else None))
+    if not tally.scored:
+        raise CommandError("nothing was scored" + ("" if not tally.rows else ": no picture could be read or judged"))
+    return 0
+
+
+class Tally:
+    """Counts, and 8 bytes for each score: all that a run remembers of its pictures, beside a hash of their names."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.scores = array("d")
+
+    @property
+    def scored(self) -> int:
+        """Rows that have a score."""
+        return len(self.scores)
+
+    def add(self, score: float) -> None:
+        """Count a row; NaN is one without a score."""
+        self.rows += 1
+        if not math.isnan(score):
+            self.scores.append(score)
+
+    def summary(self) -> dict[str, Any]:
+        """The mean of the scores there are, with its 95% interval."""
+        mean = sum(self.scores) / self.scored if self.scored else None
+        return {
+            "pictures": self.rows, "scored": self.scored, "failed": self.rows - self.scored, "mean": mean,
+            "interval": mean_interval(self.scores), "level": _LEVEL,
+        }  # fmt: skip
+
+
+def mean_interval(scores: array, level: float = _LEVEL) -> tuple[float, float] | None:
+    """Interval of the mean over pictures: percentile bootstrap, 1000 resamples, fixed seed.
+
+    None for fewer than two scores. For more than 20,000 the normal interval, mean ± z s / sqrt(n), which the bootstrap
+    has converged to by then.
+    """
+    import numpy as np
+
+    if len(scores) < 2:
+        return None
+    values = np.frombuffer(scores, dtype=np.float64)
+    if len(values) > _BOOTSTRAP_BELOW:
+        from statistics import NormalDist
+
+        margin = NormalDist().inv_cdf((1 + level) / 2) * values.std(ddof=1) / math.sqrt(len(values))
+        return float(values.mean() - margin), float(values.mean() + margin)
+    random = np.random.default_rng(0)
+    means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(_RESAMPLES)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class _Table:
+    """Rows on stdout, aligned; what varies in length comes last."""
+
+    def __init__(self, bar) -> None:
+        self._bar = bar
+
+    def __enter__(self) -> _Table:
+        self._print("score    std   95% range   coverage  picture")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def write(self, result: ImageScore) -> None:
+        row = records.as_row(result)
+        if row["error"]:
+            self._print(f"  nan      -           -         -   {result.name}: {row['error']}")
+            return
+        numbers = f"{row['score']:5.2f}  {row['std']:5.2f}  {row['low']:.2f}..{row['high']:.2f}  {row['coverage']:8.1%}"
+        self._print(f"{numbers}  {result.name}")
+
+    def _print(self, line: str) -> None:
+        if sys.stderr.isatty():  # the bar shares the terminal with the table and must step aside
+            self._bar.write(line, file=sys.stdout)
+        else:
+            print(line)
+
+
+class _JsonRows:
+    """Rows on stdout as one JSON object, which the summary completes."""
+
+    def __init__(self) -> None:
+        self._separator = ""
+
+    def __enter__(self) -> _JsonRows:
+        print('{"rows": [', end="")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        print('\n], "summary": ', end="")
+
+    def write(self, result: ImageScore) -> None:
+        print(f"{self._separator}\n{json.dumps(records.as_json(result, details=False))}", end="")
+        self._separator = ","
+
+
+def _sink(args: argparse.Namespace, bar):
+    if args.output is not None:
+        return records.RecordWriter(args.output)
+    return _JsonRows() if args.json else _Table(bar)
+
+
+def _check_output(output: Path, resume: bool, overwrite: bool) -> bool:
+    """Is there a file to continue? Raises where one is in the way, before anything is loaded."""
+    records.file_format(output)
+    if resume and overwrite:
+        raise CommandError("--resume and --overwrite exclude each other")
+    if not output.parent.is_dir():
+        raise CommandError(f"no folder {str(output.parent)!r} to write {output.name!r} into")
+    if not output.exists():
+        return False
+    if not resume and not overwrite:
+        raise CommandError(f"{output} exists: --resume continues it, --overwrite replaces it")
+    return resume
+
+
+def _pending(args: argparse.Namespace, seen: set[int], bar) -> Iterator[str]:
+    """The pictures that have no row yet. One that is reached twice is scored once."""
+    for name in inputs.pictures(args.inputs, args.recursive, _warn):
+        key = _key(records.cell(name))
+        if key in seen:
+            bar.update()
+            continue
+        seen.add(key)
+        yield name
+
+
+def _key(path_cell: str) -> int:
+    """64 bits of a path: among a million pictures two share them with a probability of 3e-8."""
+    return int.from_bytes(blake2b(os.path.normpath(path_cell).encode(), digest_size=8).digest(), "big")
+
+
+def _warn(message: str) -> None:
+    print(f"vqr1: warning: {records.cell(message)}", file=sys.stderr)
+
+
+def _progress_bar(args: argparse.Namespace):
+    from tqdm import tqdm
+
+    if args.silent:
+        return tqdm(disable=True)
+    total = sum(1 for _ in inputs.pictures(args.inputs, args.recursive))
+    # In a log file every refresh is a line of its own.
+    return tqdm(total=total, unit="picture", file=sys.stderr, mininterval=0.2 if sys.stderr.isatty() else 10.0)
+
+
+def _wanted(scorer: QualityScorer) -> dict[str, Any]:
+    """What is known of the settings before the model is loaded."""
+    folder = scorer.spec.folder
+    sampling = None
+    if scorer.mode != "score":
+        sampling = {**asdict(scorer.sampling), "thinking": scorer.thinking, "add_vision_id": scorer.add_vision_id}
+    return {
+        "model": str(folder.resolve()) if folder and scorer.spec.model != "nano" else scorer.spec.model,
+        "mode": scorer.mode, "prompt": PROMPT_VERSION, "sampling": sampling,
+    }  # fmt: skip
+
+
+def _found(scorer: QualityScorer) -> dict[str, Any]:
+    """What the loaded model adds."""
+    backend, limits = scorer.backend, scorer.pixel_config
+    model = getattr(backend, "model", None)  # a model behind a server has its own precision
+    return {
+        "revision": backend.revision, "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
+        "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels,
+    }  # fmt: skip
+
+
+def _as_text(summary: dict[str, Any], new: int | None) -> str:
+    lines = []
+    if summary["scored"]:
+        interval = summary["interval"]
+        shown = f", {summary['level']:.0%} interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+        plural = "s" if summary["scored"] > 1 else ""
+        lines.append(f"mean {summary['mean']:.3f}{shown} ({summary['scored']} picture{plural})")
+    if summary["failed"]:
+        where = "the column error says why" if summary["output"] else "the reasons are above"
+        lines.append(f"without a score: {summary['failed']} ({where})")
+    lines.append(f"model {summary['model']} ({summary['revision']}), mode {summary['mode']}")
+    if summary["output"]:
+        added = "" if new is None else f", {new} of them new"
+        lines.append(f"{summary['pictures']} rows in {summary['output']}{added}")
+    return "\n".join(lines)
