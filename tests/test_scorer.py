@@ -43,7 +43,9 @@ def test_scores_are_in_input_order_whatever_the_batches(scorer, tiny_qwen2_5_vl)
 
 
 def test_same_picture_same_score_whatever_its_batch_mates(tiny_qwen2_5_vl):
-    """float64: equal to rounding, so what is left in float32 and bfloat16 is arithmetic, not a leak between pictures."""
+    """float64: equal to rounding, so what is left in float32 and bfloat16 is arithmetic, not a leak between
+    pictures.
+    """
     scorer = QualityScorer(str(tiny_qwen2_5_vl), device="cpu", dtype="float64")
     images = pictures(*SIZES)
     together = scorer.distributions(images).mean
@@ -63,7 +65,8 @@ def test_batches_respect_the_token_budget(tiny_qwen2_5_vl):
     assert sorted(i for batch in batches for i in batch) == list(range(len(images)))
     for batch in batches:
         lengths = [
-            scorer.backend.sequence_length(scorer.pixel_config.visual_tokens(*images[i].shape[-2:]), False) for i in batch
+            scorer.backend.sequence_length(scorer.pixel_config.visual_tokens(*images[i].shape[-2:]), False)
+            for i in batch
         ]
         assert len(batch) == 1 or max(lengths) * len(batch) <= 1500
     assert 1 < len(batches) < len(images)
@@ -156,14 +159,19 @@ def test_sample_parses_replies_and_leaves_out_what_cannot_be_read(tiny_qwen2_5_v
     monkeypatch.setattr(scorer.backend, "sample_replies", sample_replies)
     first, second = scorer.score(pictures((56, 56), (56, 56)))
     assert first.score == pytest.approx(3.3) and first.coverage == 0.5 and first.tag_probability == 0.75
-    assert [r.reason for r in first.replies] == [None, None, "the score 9 lies outside 1 to 5", "the reply has no <answer>...</answer>"]
+    assert [r.reason for r in first.replies] == [
+        None,
+        None,
+        "the score 9 lies outside 1 to 5",
+        "the reply has no <answer>...</answer>",
+    ]
     assert math.isnan(second.score) and "none of 4 sampled replies held a score" in second.error
     assert asked == [(False, True)]  # "Picture 1: " is written, as in the authors' scripts
 
 
 def test_vision_id_is_in_the_prompt_only_when_asked_for(scorer):
     backend = scorer.backend
-    without, with_id = (backend.tokenizer.decode(sum(backend._prompt(False, flag), [])) for flag in (False, True))
+    without, with_id = (backend.tokenizer.decode(backend._prompt(False, flag)[0]) for flag in (False, True))
     assert "Picture 1: " in with_id and "Picture 1: " not in without
 
 

@@ -1,7 +1,7 @@
-"""From whatever users hold (paths, bytes, PIL pictures, arrays, tensors) to checked RGB pixels: one place for every rule.
+"""From whatever users hold (paths, bytes, PIL pictures, arrays, tensors) to checked RGB pixels, by one set of rules.
 
-The rules: EXIF rotation is applied; transparency is laid over white; of an animation the first frame counts; CMYK, palette
-and grey pictures become RGB; 16-bit pictures are scaled, not clipped; floats must be finite and lie in [0, 1].
+EXIF rotation is applied; transparency is laid over white; of an animation the first frame counts; CMYK, palette and
+grey pictures become RGB; 16-bit pictures are scaled, not clipped; floats must be finite and lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-#: Larger files are refused before they are decoded: a guard against decompression bombs that lets real cameras through.
-MAX_PIXELS = 300_000_000
+#: Larger files are refused before they are decoded; Pillow's own bound against decompression bombs.
+MAX_PIXELS = 178_956_970
 #: Qwen-VL's own limit; thinner pictures cannot be resized to a grid of patches without becoming something else.
 MAX_ASPECT_RATIO = 200
 #: Floats may leave [0, 1] by rounding (a bicubic resize, a half-precision decoder) by this much and are clamped.
 FLOAT_TOLERANCE = 1e-3
 
-SUFFIXES = frozenset(".bmp .gif .jp2 .jpeg .jpg .png .ppm .pgm .tif .tiff .webp .avif".split())
+SUFFIXES = frozenset(
+    [".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"]
+)
 
 ImageLike = Union[str, "os.PathLike[str]", bytes, Image.Image, np.ndarray, Tensor]
 
@@ -49,12 +51,13 @@ def load_image(image: ImageLike, name: str | None = None) -> Tensor:
 
     Args:
         image: a path, the bytes of an image file, a PIL picture, an array or a tensor. Tensors are ``(C, H, W)`` (or
-            ``(1, C, H, W)``), arrays ``(H, W)``, ``(H, W, C)``, with C = 1, 3 or 4 (alpha); both uint8, or floating in [0, 1].
+            ``(1, C, H, W)``), arrays ``(H, W)``, ``(H, W, C)``, with C = 1, 3 or 4 (alpha); both uint8, or floating in
+            [0, 1].
         name: what error messages call it; by default its path.
 
     Returns:
-        Tensor of shape ``(3, H, W)``: uint8, or floating in [0, 1] and attached to the autograd graph if a floating tensor
-        was given; on the tensor's own device, otherwise on the CPU.
+        Tensor of shape ``(3, H, W)``: uint8, or floating in [0, 1] and attached to the autograd graph if a floating
+        tensor was given; on the tensor's own device, otherwise on the CPU.
 
     Raises:
         ImageError: with the picture's name, what was expected and what came.
@@ -80,7 +83,7 @@ def load_image(image: ImageLike, name: str | None = None) -> Tensor:
     height, width = pixels.shape[-2:]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ImageError(
-            f"{name}: {width}x{height} pixels is too thin to judge (more than {MAX_ASPECT_RATIO}:1); crop it into pieces"
+            f"{name}: {width}x{height} pixels is too thin to judge (more than {MAX_ASPECT_RATIO}:1); crop it to pieces"
         )
     return pixels
 
@@ -88,14 +91,12 @@ def load_image(image: ImageLike, name: str | None = None) -> Tensor:
 def split_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """The single pictures of whatever ``update`` and ``score`` accept, without decoding any.
 
-    A 4-d tensor or array is a batch; a 3-d tensor, a 2- or 3-d array, a path, bytes or a PIL picture is one picture; a list
-    or tuple may mix them all, sizes and devices too.
+    A 4-d tensor or array is a batch; a 3-d tensor, a 2- or 3-d array, a path, bytes or a PIL picture is one picture; a
+    list or tuple may mix them all, sizes and devices too.
     """
     if isinstance(images, Tensor):
         if images.ndim not in (3, 4):
-            raise ImageError(
-                f"Expected a tensor of shape (B, C, H, W) or (C, H, W), but got {tuple(images.shape)}"
-            )
+            raise ImageError(f"Expected a tensor of shape (B, C, H, W) or (C, H, W), but got {tuple(images.shape)}")
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
@@ -131,7 +132,7 @@ def _from_tensor(image: Tensor, name: str) -> Tensor:
 
 def _checked_floats(image: Tensor, name: str) -> Tensor:
     low, high = torch.stack(image.detach().aminmax()).tolist()  # one transfer from the device; NaN spreads to both
-    if not (-FLOAT_TOLERANCE <= low and high <= 1 + FLOAT_TOLERANCE):
+    if not (low >= -FLOAT_TOLERANCE and high <= 1 + FLOAT_TOLERANCE):
         if low != low or abs(low) == float("inf") or abs(high) == float("inf"):
             raise ImageError(f"{name}: expected finite values, but it holds NaN or infinity")
         if -1 - FLOAT_TOLERANCE <= low < 0 and high <= 1 + FLOAT_TOLERANCE:
@@ -171,7 +172,7 @@ def _sixteen_bit(values: np.ndarray) -> np.ndarray:
 def _from_file(file: Path | io.BytesIO, name: str) -> Tensor:
     try:
         with warnings.catch_warnings():
-            # Pillow warns at 89 megapixels and refuses at 179; the limit that counts here is MAX_PIXELS, checked below.
+            # Pillow warns at half of MAX_PIXELS; up to there a picture is fine.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 return _from_pil(image, name)
@@ -192,7 +193,9 @@ def _from_file(file: Path | io.BytesIO, name: str) -> Tensor:
 def _from_pil(image: Image.Image, name: str) -> Tensor:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width}x{height} is more than {MAX_PIXELS / 1e6:.0f} megapixels; make it smaller first")
+        raise ImageError(
+            f"{name}: {width}x{height} is more than {MAX_PIXELS / 1e6:.0f} megapixels; make it smaller first"
+        )
     if width == 0 or height == 0:
         raise ImageError(f"{name}: expected at least one pixel, but got {width}x{height}")
     try:
@@ -212,8 +215,10 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
         return _from_array(np.asarray(image), name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        return _from_array(np.asarray(rgba), name) if rgba.getextrema()[3][0] < 255 else _from_array(
-            np.asarray(rgba)[..., :3], name
+        return (
+            _from_array(np.asarray(rgba), name)
+            if rgba.getextrema()[3][0] < 255
+            else _from_array(np.asarray(rgba)[..., :3], name)
         )
     # The copy makes the array writable and independent of a file that is about to be closed.
     return _from_array(np.array(image.convert("RGB")), name)

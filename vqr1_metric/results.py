@@ -27,9 +27,10 @@ class ImageScore:
         name: its path, or its position.
         score: expected score in [1, 5]; NaN where there is none, and then ``error`` says why.
         std: standard deviation of the score distribution, in score units.
-        coverage: probability mass inside the answer grammar, given the answer tag (``sample`` mode: share of readable replies).
-        tag_probability: probability that the model opens its reply, or its answer, with the tag (``sample`` mode: share of
-            replies that hold one).
+        coverage: probability mass inside the answer grammar, given the answer tag (``sample`` mode: share of readable
+            replies).
+        tag_probability: probability that the model opens its reply, or its answer, with the tag (``sample`` mode: share
+            of replies that hold one).
         distribution: the whole distribution, on the CPU.
         replies: sampled replies (``think`` and ``sample`` modes), each with the score it contributed.
         error: why there is no score, or None.
@@ -95,10 +96,12 @@ class RankedImage:
     """A place in a ranking, best first.
 
     Args:
-        rank: from 1; pictures that tie with the first of their group share its rank; None for a picture without a score.
+        rank: from 1; pictures that tie with the first of their group share its rank; None for a picture without a
+            score.
         index: position in the input.
         result: its score.
-        beats_next: win probability against the next picture of the ranking; None for the last and where there is no score.
+        beats_next: win probability against the next picture of the ranking; None for the last and where there is no
+            score.
         tied: does another picture share the rank?
     """
 

@@ -1,4 +1,4 @@
-"""`QualityScorer`: pictures in, a distribution over the score 1..5 out; comparing, ranking, explaining are made of those."""
+"""`QualityScorer`: pictures in, score distributions out; comparing, ranking and explaining are made of those."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _WINDOW_PICTURES, _WINDOW_PIXELS = 64, 64_000_000
 class QualityScorer:
     """Scores pictures with a VisualQuality-R1 model, or any Qwen-VL model that answers the same question.
 
-    The weights load at the first use and are shared by all scorers of one process that ask for the same ones. A scorer is a
-    plain object: copying it copies no weights, pickling it pickles the recipe only.
+    The weights load at the first use and are shared by all scorers of one process that ask for the same ones. A scorer
+    is a plain object: copying it copies no weights, pickling it pickles the recipe only.
 
     Args:
         model: Hugging Face Hub name, local folder (full model or LoRA adapter), or ``"nano"``, the embedded model.
         mode: ``"score"`` reads the distribution in one forward pass (deterministic, the default); ``"think"`` samples K
-            reasonings and mixes the distributions of their answers; ``"sample"`` parses K sampled replies as the authors'
-            scripts do.
+            reasonings and mixes the distributions of their answers; ``"sample"`` parses K sampled replies as the
+            authors' scripts do.
         revision, dtype, device, device_map, quantization, attn_implementation: see
             :class:`~vqr1_metric.backends.loading.ModelSpec`.
         min_pixels, max_pixels: pictures outside are rescaled; None keeps the model's own limits.
@@ -46,8 +46,8 @@ class QualityScorer:
         num_samples, temperature, top_k, top_p, max_new_tokens, seed: sampling in ``think`` and ``sample``, see
             :class:`~vqr1_metric.backends.base.Sampling`.
         thinking: whether ``sample`` asks the thinking question.
-        add_vision_id: write "Picture 1: " before the picture, as the authors' scripts do and their training does not; None
-            does so in ``sample`` mode only.
+        add_vision_id: write "Picture 1: " before the picture, as the authors' scripts do and their training does not;
+            None does so in ``sample`` mode only.
         backend: a ready :class:`~vqr1_metric.backends.base.ScoringBackend`, instead of ``model``.
 
     Example:
@@ -99,12 +99,14 @@ class QualityScorer:
 
     # ---------------------------------------------------------------- scoring
 
-    def score(self, images: ImageLike | Sequence[ImageLike], *, on_error: Literal["nan", "raise"] = "nan") -> list[ImageScore]:
+    def score(
+        self, images: ImageLike | Sequence[ImageLike], *, on_error: Literal["nan", "raise"] = "nan"
+    ) -> list[ImageScore]:
         """Score pictures, in input order.
 
         Args:
-            images: a tensor ``(B, C, H, W)`` or ``(C, H, W)`` (uint8, or floating in [0, 1], any device), a path, bytes, a PIL
-                picture, an array, or a list of these with any sizes.
+            images: a tensor ``(B, C, H, W)`` or ``(C, H, W)`` (uint8, or floating in [0, 1], any device), a path,
+                bytes, a PIL picture, an array, or a list of these with any sizes.
             on_error: ``"nan"`` gives a bad picture the score NaN and its reason; ``"raise"`` raises
                 :class:`~vqr1_metric.images.ImageError` at the first, before anything is scored.
         """
@@ -132,19 +134,23 @@ class QualityScorer:
                 names, window, held = [], [], 0
         yield from self._score_window(names, window)
 
-    def distributions(self, images: ImageLike | Sequence[ImageLike], *, differentiable: bool = False) -> ScoreDistribution:
+    def distributions(
+        self, images: ImageLike | Sequence[ImageLike], *, differentiable: bool = False
+    ) -> ScoreDistribution:
         """Score distributions read out in one forward pass per batch (whatever ``mode`` says), leading shape ``(B,)``.
 
         Args:
             images: as for :meth:`score`; a bad one raises :class:`~vqr1_metric.images.ImageError`.
-            differentiable: keep the autograd graph from the pixels of floating tensors to the distribution. The weights are
-                frozen and get no gradient. Every batch's activations stay in memory until the backward pass.
+            differentiable: keep the autograd graph from the pixels of floating tensors to the distribution. The weights
+                are frozen and get no gradient. Every batch's activations stay in memory until the backward pass.
         """
         pixels = [load_image(image, describe(image, i)) for i, image in enumerate(split_images(images))]
         if not pixels:
             raise ImageError("Expected at least one picture, but got none.")
         with torch.set_grad_enabled(differentiable):
-            parts = [(batch, self._backend_distributions([pixels[i] for i in batch])) for batch in self._batches(pixels)]
+            parts = [
+                (batch, self._backend_distributions([pixels[i] for i in batch])) for batch in self._batches(pixels)
+            ]
         order = torch.tensor([i for batch, _ in parts for i in batch]).argsort()
         tensors = [torch.cat([getattr(part, name) for _, part in parts]) for name in _DISTRIBUTION_FIELDS]
         return ScoreDistribution(*(tensor[order.to(tensor.device)] for tensor in tensors))
@@ -160,8 +166,8 @@ class QualityScorer:
     def explain(self, image: ImageLike) -> ImageScore:
         """The score with sampled reasonings in ``replies``.
 
-        A model that writes no readable reasoning (a non-thinking one, such as the embedded model) gets its one-pass score, and
-        ``replies`` whose ``reason`` says what was wrong with them.
+        A model that writes no readable reasoning (a non-thinking one, such as the embedded model) gets its one-pass
+        score, and ``replies`` whose ``reason`` says what was wrong with them.
         """
         thought = self.replace(mode="think").score(image)[0]
         if thought.error is None or not thought.replies:
@@ -194,7 +200,7 @@ class QualityScorer:
         return self._given_backend is not None or is_cached(self.spec)
 
     def offload(self) -> None:
-        """Move the weights to the CPU; the next use brings them back. All scorers that share the weights are affected."""
+        """Move the weights to the CPU, for all scorers that share them; the next use brings them back."""
         if self._given_backend is None and is_cached(self.spec):
             cached(self.spec, None).offload()
 
@@ -239,7 +245,8 @@ class QualityScorer:
         good = [i for i in range(len(window)) if i not in results]
         for batch in self._batches([window[i] for i in good]):
             indices = [good[i] for i in batch]
-            results.update(zip(indices, self._score_batch([names[i] for i in indices], [window[i] for i in indices])))
+            scores = self._score_batch([names[i] for i in indices], [window[i] for i in indices])
+            results.update(zip(indices, scores, strict=True))
         ordered = [results[i] for i in range(len(window))]
         self._warn_if_unreliable(ordered)
         return ordered
@@ -261,7 +268,9 @@ class QualityScorer:
             batch.append(index)
         yield batch
 
-    def _backend_distributions(self, pixels: Sequence[Tensor], replies: Sequence[str] | None = None) -> ScoreDistribution:
+    def _backend_distributions(
+        self, pixels: Sequence[Tensor], replies: Sequence[str] | None = None
+    ) -> ScoreDistribution:
         return self.backend.distributions(pixels, self.pixel_config, replies=replies)
 
     def _score_batch(self, names: list[str], pixels: list[Tensor]) -> list[ImageScore]:
@@ -282,7 +291,9 @@ class QualityScorer:
         finished = [end for end in ends if end is not None]
         replies = [ParsedReply(float("nan"), "the reasoning did not come to an end", text.strip()) for text in texts]
         if not finished:
-            return ImageScore.failed(name, f"none of {len(texts)} sampled reasonings came to an end (</think>)", replies)
+            return ImageScore.failed(
+                name, f"none of {len(texts)} sampled reasonings came to an end (</think>)", replies
+            )
         distributions = self._backend_distributions([image] * len(finished), finished).to("cpu")
         means = iter(distributions.mean.tolist())
         for i, end in enumerate(ends):
@@ -295,9 +306,10 @@ class QualityScorer:
         if low and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{low[0].name}: only {low[0].coverage:.0%} of the model's answers would be a score and {low[0].tag_probability:.0%} "
-                f"of its replies would open with the answer tag (below {LOW_RELIABILITY:.0%}): is this a model that was trained "
-                "for this question? Every result carries both as coverage and tag_probability. This is said once.",
+                f"{low[0].name}: only {low[0].coverage:.0%} of the model's answers would be a score and "
+                f"{low[0].tag_probability:.0%} of its replies would open with the answer tag (below "
+                f"{LOW_RELIABILITY:.0%}): was this model trained for the question? Every result carries both "
+                "as coverage and tag_probability.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -320,7 +332,9 @@ def _read_samples(name: str, image: Tensor, texts: list[str]) -> ImageScore:
     replies = [parse_reply(text) for text in texts]
     scores = torch.tensor([reply.score for reply in replies], dtype=torch.float64)
     if not bool(torch.isfinite(scores).any()):
-        return ImageScore.failed(name, f"none of {len(texts)} sampled replies held a score ({replies[0].reason})", replies)
+        return ImageScore.failed(
+            name, f"none of {len(texts)} sampled replies held a score ({replies[0].reason})", replies
+        )
     distribution = ScoreDistribution.from_samples(scores)
     tagged = torch.tensor(sum("<answer>" in text for text in texts) / len(texts), dtype=scores.dtype)
     return ImageScore.of(name, ScoreDistribution(distribution.probabilities, distribution.coverage, tagged), replies)

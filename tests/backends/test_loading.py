@@ -174,7 +174,11 @@ def test_bad_options_fail_before_anything_loads(options, message):
 
 
 def test_dtypes_are_one_spelling():
-    assert ModelSpec("nano", dtype="bf16") == ModelSpec("nano", dtype=torch.bfloat16) == ModelSpec("nano", dtype="bfloat16")
+    assert (
+        ModelSpec("nano", dtype="bf16")
+        == ModelSpec("nano", dtype=torch.bfloat16)
+        == ModelSpec("nano", dtype="bfloat16")
+    )
 
 
 def test_quantisation_without_its_library_says_what_to_install(folder, monkeypatch):

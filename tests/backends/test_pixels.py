@@ -39,7 +39,8 @@ def test_equals_the_models_own_processor_within_rounding(config, size):
     expected = own_processor(config)(Image.fromarray(picture), return_tensors="pt")
     patches, grid = to_patches(load_image(picture), config)
     assert list(grid) == expected["image_grid_thw"][0].tolist()
-    # Undo the normalisation. Pillow rounds after each of its two passes: up to 1.1 grey levels apart, a third on average.
+    # Undo the normalisation. Pillow rounds after each of its two passes: up to 1.1 grey levels apart, a third on
+    # average.
     std = torch.tensor(config.std).repeat_interleave(config.temporal_patch_size * config.patch_size**2)
     difference = ((patches - expected["pixel_values"]) * std).abs() * 255
     assert difference.max() <= 1.15
@@ -77,7 +78,9 @@ def test_gradients_against_finite_differences():
     config = PixelConfig(4, 2, 2, 64, 1024, CLIP_MEAN, CLIP_STD)
     pixels = torch.rand(3, 11, 13, dtype=torch.float64, requires_grad=True) * 0.6 + 0.2
     weights = torch.randn_like(to_patches(pixels, config, torch.float64)[0].detach())
-    assert torch.autograd.gradcheck(lambda x: (to_patches(x, config, torch.float64)[0] * weights).sum(), pixels.detach().requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: (to_patches(x, config, torch.float64)[0] * weights).sum(), pixels.detach().requires_grad_()
+    )
 
 
 def test_reads_old_and_new_configurations(tmp_path):

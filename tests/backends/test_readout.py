@@ -25,7 +25,9 @@ def backend(tiny_model):
 
 
 def reply_paths(tokenizer, spellings):
-    """Token ids of every reply of the grammar up to where its score is decided: {ids: (score index, ids of the tag)}."""
+    """Token ids of every reply of the grammar up to where its score is decided: {ids: (score index, ids of the
+    tag)}.
+    """
     paths = {}
     for spelling in spellings:
         for text, score in readout.score_texts():
@@ -42,7 +44,9 @@ def reply_paths(tokenizer, spellings):
 
 
 def brute_force(backend, pictures, spellings, replies=None):
-    """P(score | tag) and P(tag), by writing each beginning of a reply out behind the prompt as a sequence of its own."""
+    """P(score | tag) and P(tag), by writing each beginning of a reply out behind the prompt as a sequence of its
+    own.
+    """
     inputs = backend._inputs(pictures, backend.pixel_config, replies is not None, replies, False)
     patches = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(1).tolist())
     paths = reply_paths(backend.tokenizer, spellings)
@@ -55,7 +59,8 @@ def brute_force(backend, pictures, spellings, replies=None):
         for start in range(0, len(beginnings), 64):
             tail, chunk = tails[start : start + 64], beginnings[start : start + 64]
             prompt, mask, types = (
-                inputs[name][row].expand(len(chunk), -1) for name in ("input_ids", "attention_mask", "mm_token_type_ids")
+                inputs[name][row].expand(len(chunk), -1)
+                for name in ("input_ids", "attention_mask", "mm_token_type_ids")
             )
             logits = backend.model(
                 input_ids=torch.cat([prompt, tail], 1),
@@ -166,7 +171,9 @@ def _largest_change(backend, pictures, monkeypatch, replacement):
 
 
 def test_negative_control_boolean_mask_under_eager_attention(tiny_qwen2_5_vl, pictures, monkeypatch):
-    """The silent trap: a boolean mask under eager attention raises nothing and is wrong. So ours must not be boolean."""
+    """The silent trap: a boolean mask under eager attention raises nothing and is wrong. So ours must not be
+    boolean.
+    """
     spec = ModelSpec(str(tiny_qwen2_5_vl), dtype="float32", device="cpu", attn_implementation="eager")
 
     def with_boolean_mask(forward):

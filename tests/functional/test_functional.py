@@ -144,9 +144,7 @@ class TestThurstone:
 
     def test_win_probability_nears_the_normal_formula(self):
         grid = score_grid(dtype=torch.float64)
-        a, b = (
-            ScoreDistribution(torch.from_numpy(stats.norm.pdf(grid, mu, 0.3)).div(100)) for mu in (3.2, 2.9)
-        )
+        a, b = (ScoreDistribution(torch.from_numpy(stats.norm.pdf(grid, mu, 0.3)).div(100)) for mu in (3.2, 2.9))
         normal = comparison_probability(a.mean, a.variance, b.mean, b.variance)
         assert float(win_probability(a, b)) == pytest.approx(float(normal), abs=1e-3)
 

@@ -73,7 +73,13 @@ class ScoringBackend(Protocol):
         ...
 
     def sample_replies(
-        self, images: Sequence[Tensor], pixel_config: PixelConfig, sampling: Sampling, *, thinking: bool, add_vision_id: bool
+        self,
+        images: Sequence[Tensor],
+        pixel_config: PixelConfig,
+        sampling: Sampling,
+        *,
+        thinking: bool,
+        add_vision_id: bool,
     ) -> list[list[str]]:
         """K sampled replies for each picture."""
         ...

@@ -70,7 +70,9 @@ class ModelSpec:
         except RuntimeError:
             raise ModelError(f"Expected a device such as 'cuda', 'cuda:1' or 'cpu', but got {self.device!r}.") from None
         if device and device.startswith("cuda") and not torch.cuda.is_available():
-            raise ModelError(f"Expected a device that is there, but {device!r} was asked for and torch sees no CUDA GPU.")
+            raise ModelError(
+                f"Expected a device that is there, but {device!r} was asked for and torch sees no CUDA GPU."
+            )
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "model", str(self.model))
 
@@ -142,7 +144,9 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         raise ModelError(_unreachable(base))
     model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
     if model_type not in SUPPORTED_TYPES:
-        raise ModelError(f"{base.model}: expected a model of type {', '.join(SUPPORTED_TYPES)}, but got {model_type!r}.")
+        raise ModelError(
+            f"{base.model}: expected a model of type {', '.join(SUPPORTED_TYPES)}, but got {model_type!r}."
+        )
 
     model = _load_weights(base)
     if adapter is not None:
@@ -154,9 +158,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
     location = {"pretrained_model_name_or_path": str(base.folder or base.model), "revision": base.revision}
     tokenizer = AutoTokenizer.from_pretrained(**location, trust_remote_code=False)
-    return LoadedModel(
-        model, tokenizer, _pixel_config(base), _chat_template(base, tokenizer), _revision(spec, model)
-    )
+    return LoadedModel(model, tokenizer, _pixel_config(base), _chat_template(base, tokenizer), _revision(spec, model))
 
 
 def _load_weights(spec: ModelSpec):
@@ -180,7 +182,9 @@ def _load_weights(spec: ModelSpec):
         raise ModelError(f"{spec.model}: expected safetensors weights, but could not read them ({error}).") from error
     except Exception as error:
         if type(error).__name__ == "SafetensorError":
-            raise ModelError(f"{spec.model}: the weights are damaged ({error}); download or copy them again.") from error
+            raise ModelError(
+                f"{spec.model}: the weights are damaged ({error}); download or copy them again."
+            ) from error
         if isinstance(error, (RuntimeError, ValueError, ImportError)):
             raise ModelError(f"{spec.model}: the model could not be loaded ({error}).") from error
         raise
@@ -215,7 +219,10 @@ def _quantization_config(spec: ModelSpec):
     if spec.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=_dtype(spec)
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=_dtype(spec),
     )
 
 
@@ -223,7 +230,9 @@ def _merge_adapter(model, spec: ModelSpec, adapter: Path):
     try:
         from peft import PeftModel
     except ImportError:
-        raise ModelError(f"{spec.model} is a LoRA adapter, which needs peft: pip install 'vqr1-metric[train]'") from None
+        raise ModelError(
+            f"{spec.model} is a LoRA adapter, which needs peft: pip install 'vqr1-metric[train]'"
+        ) from None
     if not (adapter.parent / "adapter_model.safetensors").is_file() and spec.folder:
         raise ModelError(f"{spec.model}: expected adapter_model.safetensors beside adapter_config.json.")
     options = {} if spec.folder else {"revision": spec.revision}
@@ -233,7 +242,9 @@ def _merge_adapter(model, spec: ModelSpec, adapter: Path):
 
 def _check_attention(model) -> None:
     if getattr(model.config.get_text_config(), "use_sliding_window", False):
-        raise ModelError("The one-pass readout needs full attention, but this model's config has use_sliding_window=true.")
+        raise ModelError(
+            "The one-pass readout needs full attention, but this model's config has use_sliding_window=true."
+        )
 
 
 def _pixel_config(spec: ModelSpec) -> PixelConfig:
@@ -278,9 +289,9 @@ def _find_file(spec: ModelSpec, name: str) -> Path | None:
 def _unreachable(spec: ModelSpec) -> str:
     revision = f" at revision {spec.revision!r}" if spec.revision else ""
     return (
-        f"Could not get the model {spec.model!r}{revision}: there is no such folder here, and on the Hugging Face Hub it was "
-        "not found, or the Hub cannot be reached. Offline, use --model nano (model='nano'), which comes with this package, "
-        "or the path of a folder that holds the downloaded model."
+        f"Could not get the model {spec.model!r}{revision}: there is no such folder, and on the Hugging Face Hub it "
+        "was not found, or the Hub cannot be reached. Offline, use --model nano (model='nano'), which comes with this "
+        "package, or the path of a folder that holds the downloaded model."
     )
 
 

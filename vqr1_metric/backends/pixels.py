@@ -1,8 +1,9 @@
 """Resize, normalise and cut pictures into patches with torch, where the pixels are, differentiably.
 
-Does what the image processors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL do (bicubic with antialiasing to a multiple of the patch
-grid, mean and std, patches in merge order), each picture by itself, without torchvision. Against the processor's own Pillow
-path the values differ by at most 1.1 grey levels of 255 (a third on average), because Pillow rounds after each of its passes.
+Does what the image processors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL do (bicubic with antialiasing to a multiple of the
+patch grid, mean and std, patches in merge order), each picture by itself, without torchvision. Against the processor's
+own Pillow path the values differ by at most 1.1 grey levels of 255 (a third on average), because Pillow rounds after
+each of its passes.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class PixelConfig:
             )
         except KeyError as error:
             raise ValueError(
-                f"{path}: expected the image processor of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, but {error} is missing"
+                f"{path}: expected the image processor of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, but {error} is "
+                "missing"
             ) from None
 
     def with_limits(self, min_pixels: int | None = None, max_pixels: int | None = None) -> PixelConfig:
@@ -76,7 +78,8 @@ class PixelConfig:
         return self.patch_size * self.merge_size
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size a picture is resized to: multiples of ``factor`` within the pixel limits, the aspect ratio kept as it can be.
+        """Size a picture is resized to: multiples of ``factor`` within the pixel limits, the aspect ratio kept as it
+        can be.
 
         Source: ``smart_resize`` of the Qwen-VL image processors (behaviour, not code).
         """
@@ -100,7 +103,9 @@ class PixelConfig:
         return height * width // self.factor**2
 
 
-def to_patches(pixels: Tensor, config: PixelConfig, dtype: torch.dtype = torch.float32) -> tuple[Tensor, tuple[int, int, int]]:
+def to_patches(
+    pixels: Tensor, config: PixelConfig, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, tuple[int, int, int]]:
     """Patches of one picture, on the device the pixels are on.
 
     Args:
@@ -109,8 +114,8 @@ def to_patches(pixels: Tensor, config: PixelConfig, dtype: torch.dtype = torch.f
         dtype: dtype of the arithmetic and of the result; at least float32 is sensible.
 
     Returns:
-        ``(patches, (1, rows, columns))``: patches of shape ``(rows * columns, 3 * temporal * patch * patch)`` in the order
-        the vision tower expects. Differentiable with respect to floating pixels.
+        ``(patches, (1, rows, columns))``: patches of shape ``(rows * columns, 3 * temporal * patch * patch)``, in the
+        order the vision tower expects. Differentiable with respect to floating pixels.
     """
     values = pixels.to(dtype)
     if not pixels.is_floating_point():
@@ -126,6 +131,7 @@ def to_patches(pixels: Tensor, config: PixelConfig, dtype: torch.dtype = torch.f
     rows, columns = height // config.patch_size, width // config.patch_size
     merge, patch = config.merge_size, config.patch_size
     blocks = values.reshape(3, rows // merge, merge, patch, columns // merge, merge, patch)
-    blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6)  # block row, block column, row in block, column in block, channel, y, x
+    # To: block row, block column, row in block, column in block, channel, y, x.
+    blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6)
     blocks = blocks.unsqueeze(5).expand(-1, -1, -1, -1, -1, config.temporal_patch_size, -1, -1)
     return blocks.reshape(rows * columns, -1), (1, rows, columns)

@@ -1,15 +1,16 @@
 """One forward pass, the whole score distribution: the answer trie.
 
-The replies of interest are known beforehand: ``<answer>``, a score d, d.d or d.dd from 1 to 5, and the closing tag. Tokenised
-with the model's own tokenizer they form a small tree. Its inner nodes are appended to the prompt; an attention mask lets every
-node see the prompt and its own ancestors only, and its position is that of its depth. The logits at the last prompt token and
-at the nodes then hold the probability of every branch, hence of every score, without decoding a single token.
+The replies of interest are known beforehand: ``<answer>``, a score d, d.d or d.dd from 1 to 5, and the closing tag.
+Tokenised with the model's own tokenizer they form a small tree. Its inner nodes are appended to the prompt; an
+attention mask lets every node see the prompt and its own ancestors only, and its position is that of its depth. The
+logits at the last prompt token and at the nodes then hold the probability of every branch, hence of every score,
+without decoding a single token.
 
 What P(score) means. Let the reply begin with the tag; all probabilities are given that.
 
 - d.dd: the mass of all replies that begin so, whatever follows the second decimal.
-- d and d.d: the mass of replies in which the closing tag begins right after the number (its first ``<``), so that "3" is not
-  counted again with 3.4 or 3.42. 3, 3.0 and 3.00 are one score, their masses add up.
+- d and d.d: the mass of replies in which the closing tag begins right after the number (its first ``<``), so that "3"
+  is not counted again with 3.4 or 3.42. 3, 3.0 and 3.00 are one score, their masses add up.
 - 5.01 to 5.99, 0.x, words and unusual spellings lie outside; what lies inside adds up to ``coverage``.
 
 A *spelling* is the blank space around the number: none, a blank, or a line break.
@@ -48,8 +49,8 @@ class AnswerTrie:
         tokens: token id of each node, shape ``(nodes,)``.
         parents: row of each node's parent, shape ``(nodes,)``.
         depths: how many tokens after the prompt each node stands, from 1, shape ``(nodes,)``.
-        leaf_rows, leaf_tokens, leaf_scores, leaf_spellings: each leaf is a token read off the logits of a row; its score is a
-            grid index, its spelling an index into ``spellings``.
+        leaf_rows, leaf_tokens, leaf_scores, leaf_spellings: each leaf is a token read off the logits of a row; its
+            score is a grid index, its spelling an index into ``spellings``.
         tag_rows, tag_tokens: the tokens that complete the opening tag, and where they are read.
         spellings: blank space around the number that the trie knows.
     """
@@ -132,11 +133,14 @@ def build_answer_trie(tokenizer, spellings: Sequence[str] = SPELLINGS) -> Answer
     overlapping = [path for path in paths if path in rows]
     if overlapping:
         raise ReadoutError(
-            f"This tokenizer gives one score the tokens {list(overlapping[0])} that begin another, so the two cannot be "
+            f"This tokenizer gives one score the tokens {list(overlapping[0])} that begin another, so they cannot be "
             "told apart in one pass. Use mode='sample'."
         )
     tag_reads = [(row_of(tag[:-1]), tag[-1]) for tag in sorted(tags)]
-    columns = [torch.tensor(column) for column in (*zip(*nodes), *zip(*leaves), *zip(*tag_reads))]
+    columns = [
+        torch.tensor(column)
+        for column in (*zip(*nodes, strict=True), *zip(*leaves, strict=True), *zip(*tag_reads, strict=True))
+    ]
     return AnswerTrie(*columns, spellings=tuple(spellings))
 
 
@@ -163,8 +167,8 @@ def tree_attention(prompt_mask: Tensor, trie: AnswerTrie) -> Tensor:
         prompt_mask: ``(B, P)``, true at prompt tokens, false at padding.
 
     Returns:
-        Boolean ``(B, 1, P + nodes, P + nodes)``, true where the row may see the column. A padding row sees itself, since a
-        softmax over nothing is NaN.
+        Boolean ``(B, 1, P + nodes, P + nodes)``, true where the row may see the column. A padding row sees itself,
+        since a softmax over nothing is NaN.
     """
     batch, prompt = prompt_mask.shape
     total = prompt + len(trie)
@@ -206,7 +210,9 @@ def _leaf_log_probabilities(hidden: Tensor, head: torch.nn.Module, trie: AnswerT
     node_rows, node_tokens = trie.parents.to(device), trie.tokens.to(device)
     leaf_rows, leaf_tokens = trie.leaf_rows.to(device), trie.leaf_tokens.to(device)
     tag_rows, tag_tokens = trie.tag_rows.to(device), trie.tag_tokens.to(device)
-    logits, normaliser = _logits(hidden, head, torch.cat([node_tokens, leaf_tokens, tag_tokens]).unique(return_inverse=True))
+    logits, normaliser = _logits(
+        hidden, head, torch.cat([node_tokens, leaf_tokens, tag_tokens]).unique(return_inverse=True)
+    )
     columns = torch.arange(len(node_tokens) + len(leaf_tokens) + len(tag_tokens), device=device)
     node_columns, leaf_columns, tag_columns = columns.split([len(node_tokens), len(leaf_tokens), len(tag_tokens)])
 
@@ -227,7 +233,8 @@ def _logits(hidden: Tensor, head: torch.nn.Module, wanted: tuple[Tensor, Tensor]
     """Logits of the wanted tokens ``(B, R, wanted)`` and the log-sum-exp over the whole vocabulary ``(B, R)``.
 
     In float32 at least (bf16 logits cost .1 to .2 in log-probability), over chunks of the vocabulary so that a head of
-    150,000 rows is never held in float32 at once. A head without a plain weight (quantised, offloaded) is called as it is.
+    150,000 rows is never held in float32 at once. A head without a plain weight (quantised, offloaded) is called as it
+    is.
     """
     unique, inverse = wanted
     dtype = torch.promote_types(hidden.dtype, torch.float32)

@@ -75,8 +75,8 @@ class TransformersBackend:
     def trie(self) -> AnswerTrie:
         """The trie without the spellings this model does not use.
 
-        Decided once, on a fixed picture, so that a score never depends on which pictures came first. What is dropped stays
-        out of ``coverage``.
+        Decided once, on a fixed picture, so that a score never depends on which pictures came first. What is dropped
+        stays out of ``coverage``.
         """
         with torch.no_grad():
             hidden = self._tree_hidden([_calibration_picture()], self.pixel_config, self.full_trie, None)
@@ -100,7 +100,13 @@ class TransformersBackend:
             return read_distribution(hidden, self.model.get_output_embeddings(), trie)
 
     def sample_replies(
-        self, images: Sequence[Tensor], pixel_config: PixelConfig, sampling: Sampling, *, thinking: bool, add_vision_id: bool
+        self,
+        images: Sequence[Tensor],
+        pixel_config: PixelConfig,
+        sampling: Sampling,
+        *,
+        thinking: bool,
+        add_vision_id: bool,
     ) -> list[list[str]]:
         """K sampled replies for each picture; reply k depends on the picture, the seed and k alone."""
         from transformers import GenerationConfig, LogitsProcessorList
@@ -204,15 +210,17 @@ class TransformersBackend:
 class SeededSampler:
     """A logits processor that turns greedy decoding into sampling with one generator per reply.
 
-    The arg max of logits plus Gumbel noise is a sample of their softmax, so a reply depends on its own generator and not, as
-    with a shared one, on which other pictures are in the batch.
+    The arg max of logits plus Gumbel noise is a sample of their softmax, so a reply depends on its own generator and
+    not, as with a shared one, on which other pictures are in the batch.
     """
 
     def __init__(self, sampling: Sampling, images: int, never_sampled: Sequence[int]) -> None:
         self.sampling = sampling
         self.never_sampled = list(never_sampled)
         self.generators = [
-            torch.Generator().manual_seed(sampling.seed * 1_000_003 + k) for _ in range(images) for k in range(sampling.num_samples)
+            torch.Generator().manual_seed(sampling.seed * 1_000_003 + k)
+            for _ in range(images)
+            for k in range(sampling.num_samples)
         ]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

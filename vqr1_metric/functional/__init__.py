@@ -1,4 +1,4 @@
-"""Pure maths of the method: tensors in, tensors out; no model, no files. Imports torch and the standard library only."""
+"""Pure maths of the method: tensors in, tensors out. Imports torch and the standard library only."""
 
 from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE, ScoreDistribution, score_grid
 from vqr1_metric.functional.fidelity import fidelity, preference_label, ranking_reward

@@ -30,8 +30,9 @@ class ScoreDistribution:
     """Score distributions of one picture (no leading dimension) or of a batch (leading dimension N).
 
     Args:
-        probabilities: shape ``(..., 401)``, non-negative, summing to 1 over the last dimension: the probability of every
-            score of the grid, *given* that the reply states a score of the grammar. A row of NaN means "no score".
+        probabilities: shape ``(..., 401)``, non-negative, summing to 1 over the last dimension: the probability of
+            every score of the grid, *given* that the reply states a score of the grammar. A row of NaN means "no
+            score".
         coverage: shape ``(...)``, in [0, 1]: the probability mass inside the grammar, given the answer tag. The mass
             outside (words, 5.01 to 5.99, unusual spellings) is left out of ``probabilities``, never spread over them.
         tag_probability: shape ``(...)``, in [0, 1]: the probability that the model opens its reply with ``<answer>``.
@@ -60,7 +61,9 @@ class ScoreDistribution:
                 raise ValueError(f"Expected {name} of shape {tuple(shape[:-1])}, but got {tuple(value.shape)}.")
 
     @classmethod
-    def from_log_probabilities(cls, log_probabilities: Tensor, tag_probability: Tensor | None = None) -> ScoreDistribution:
+    def from_log_probabilities(
+        cls, log_probabilities: Tensor, tag_probability: Tensor | None = None
+    ) -> ScoreDistribution:
         """From the log-probability of every score given the tag, shape ``(..., 401)``, not normalised.
 
         Their sum is the coverage. Normalising in log space keeps a distribution well defined, and differentiable,
@@ -195,6 +198,4 @@ class ScoreDistribution:
         return f"ScoreDistribution({shown}, coverage={float(self.coverage):.3f})"
 
     def _map(self, function) -> ScoreDistribution:
-        return ScoreDistribution(
-            function(self.probabilities), function(self.coverage), function(self.tag_probability)
-        )
+        return ScoreDistribution(function(self.probabilities), function(self.coverage), function(self.tag_probability))

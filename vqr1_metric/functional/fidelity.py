@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vqr1_metric.functional.thurstone import GAMMA, comparison_probability
 
-#: Added inside each root, as in the authors' code, where the gradient of a square root would be infinite at 0. It lets the
-#: fidelity of a perfect prediction reach about 1.001.
+#: Added inside each root, as in the authors' code, where the gradient of a square root would be infinite at 0. With it
+#: the fidelity of a perfect prediction is about 1.001.
 EPSILON = 1e-6
 
 
@@ -54,8 +54,9 @@ def ranking_reward(
     Source: VisualQuality-R1 (arXiv 2505.14460). The variance is the unbiased one, as in the authors' code.
 
     Args:
-        scores_BK: sampled scores, NaN where a reply could not be read. NaN takes no part in any mean or variance and earns
-            NaN; a picture without a readable score is nobody's partner; with one readable score its variance is 0.
+        scores_BK: sampled scores, NaN where a reply could not be read. NaN takes no part in any mean or variance and
+            earns NaN; a picture without a readable score is nobody's partner; with one readable score its variance is
+            0.
         mos_B: mean opinion scores, higher is better; any scale.
         gamma: constant added to the variance.
         eps: constant inside each root of the fidelity.
@@ -83,9 +84,7 @@ def ranking_reward(
     else:
         raise ValueError(f"Expected variance 'estimated' or 'fixed', but got {variance!r}.")
 
-    predicted_BKB = comparison_probability(
-        filled_BK[:, :, None], variance_B[:, None, None], mean_B, variance_B, gamma
-    )
+    predicted_BKB = comparison_probability(filled_BK[:, :, None], variance_B[:, None, None], mean_B, variance_B, gamma)
     label_BB = preference_label(mos_B[:, None], mos_B[None, :]).to(predicted_BKB.dtype)
     fidelity_BKB = fidelity(predicted_BKB, label_BB[:, None, :], eps)
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vqr1_metric.functional.distribution import ScoreDistribution
 
-#: Keeps the Thurstone denominator away from zero when every sampled score is the same. The paper says "a small constant";
-#: the authors' code uses 1e-6.
+#: Keeps the Thurstone denominator away from zero when every sampled score is the same. The paper says "a small
+#: constant"; the authors' code uses 1e-6.
 GAMMA = 1e-6
 
 
@@ -19,8 +19,8 @@ def comparison_probability(
 
     .. math:: p(a, b) = \Phi\Big(\frac{\mu_a - \mu_b}{\sqrt{\sigma_a^2 + \sigma_b^2 + \gamma}}\Big)
 
-    Source: VisualQuality-R1 (arXiv 2505.14460), equation of the comparison probability; Thurstone, "A law of comparative
-    judgment", 1927.
+    Source: VisualQuality-R1 (arXiv 2505.14460), equation of the comparison probability; Thurstone, "A law
+    of comparative judgment", 1927.
 
     Args:
         mean_a, mean_b: mean scores, any shapes that broadcast.
@@ -38,8 +38,8 @@ def win_probability(a: ScoreDistribution, b: ScoreDistribution) -> Tensor:
 
     .. math:: P(a \succ b) = \sum_s p_a(s) \Big[ \sum_{t < s} p_b(t) + \tfrac12 p_b(s) \Big]
 
-    Exact for the two distributions as they are, taken as independent (the probabilistic index, or "common language effect
-    size", of McGraw and Wong 1992). :func:`comparison_probability` is its normal approximation.
+    Exact for the two distributions as they are, taken as independent (the probabilistic index, or "common language
+    effect size", of McGraw and Wong 1992). :func:`comparison_probability` is its normal approximation.
 
     Args:
         a, b: distributions whose leading shapes broadcast.
