@@ -1,0 +1,193 @@
+"""The recipe: fast tower equal to the library's, losses, and a whole tiny run that ends in a loadable folder."""
+
+import csv
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from vqr1_metric.backends.pixels import PixelConfig
+from vqr1_metric.backends.pixels import to_patches as library_patches
+from vqr1_metric.distortions import distort
+from vqr1_metric.nano.training import __main__ as recipe
+from vqr1_metric.nano.training import finetune
+from vqr1_metric.nano.training.build import MAX_PIXELS, MIN_PIXELS, build_model, dct_patch_weights, save_folder
+from vqr1_metric.nano.training.data import Batches, Rated, assumed_score, load_rated
+from vqr1_metric.nano.training.evaluate import correlations
+from vqr1_metric.nano.training.features import classical_features
+from vqr1_metric.nano.training.objectives import fidelity_loss, ladder_loss
+from vqr1_metric.nano.training.tokenizer import build_tokenizer
+from vqr1_metric.nano.training.tower import FastTower
+from vqr1_metric.scorer import QualityScorer
+
+PIXELS = PixelConfig(16, 2, 1, MIN_PIXELS, MAX_PIXELS, (-1.0,) * 3, (0.5,) * 3)
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen2_5_VLForConditionalGeneration:
+    """nano with starting weights."""
+    return build_model(seed=1).eval()
+
+
+def _pictures(count: int, size: int) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    small = torch.from_numpy(rng.integers(0, 256, (count, 3, size // 8, size // 8), dtype=np.uint8)).float()
+    return torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear").round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("size", [128, 384])
+def test_fast_tower_equals_the_library(model, size: int) -> None:
+    images = _pictures(2, size)
+    patches, grids = zip(*(library_patches(image, PIXELS) for image in images), strict=True)
+    with torch.no_grad():
+        theirs = model.model.visual(torch.cat(patches), grid_thw=torch.tensor(grids)).pooler_output
+        mine = FastTower(model.model.visual)(images).flatten(0, 1)
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+
+
+def test_readout_of_training_equals_that_of_scoring(model, tmp_path: Path) -> None:
+    folder = save_folder(model, tmp_path / "nano")
+    # The folder holds fp16 weights; train from those, so that both sides have the same numbers.
+    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    forward = finetune.ReadoutForward(loaded, build_tokenizer()).eval()
+    images = _pictures(2, 256)
+    with torch.no_grad():
+        mine, _, _ = forward(images, forward.answers(torch.tensor([3.0, 4.25])))
+    scorer = QualityScorer(str(folder))
+    scorer.backend.__dict__["trie"] = forward.trie  # a random model uses all spellings, training knows the plain one
+    theirs = scorer.distributions(list(images))
+    torch.testing.assert_close(mine.probabilities, theirs.probabilities, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(mine.tag_probability, theirs.tag_probability, atol=1e-5, rtol=1e-3)
+
+
+def test_patch_embedding_starts_as_independent_frequencies() -> None:
+    weights = dct_patch_weights(256).flatten(1)
+    assert torch.linalg.matrix_rank(weights) == 256
+
+
+def test_features_see_blur_noise_and_colour() -> None:
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[0:128, 0:128]
+    scene = np.stack([128 + 100 * np.sin(x / 5), 128 + 80 * np.cos(y / 7), 40 + x], -1) + rng.normal(
+        0, 6, (128, 128, 3)
+    )
+    scene = Image.fromarray(scene.clip(0, 255).astype(np.uint8))
+    names = (None, "blur", "noise", "colour")
+    versions = [scene if name is None else distort(scene, name, 5) for name in names]
+    batch = torch.stack([torch.from_numpy(np.array(v)).permute(2, 0, 1) for v in versions])
+    features = classical_features(batch)
+    assert features.shape == (4, 119)
+    assert features.isfinite().all()
+    assert ((features[1:] - features[0]).abs().amax(1) > 0.1).all()
+    torch.testing.assert_close(classical_features(batch[1:2])[0], features[1], atol=1e-4, rtol=1e-4)
+
+
+def test_fidelity_loss_rewards_the_right_order_and_has_finite_gradients() -> None:
+    target, variance = torch.tensor([1.0, 2.0, 3.0, 3.0]), torch.full((4,), 0.01)
+    right = torch.tensor([1.0, 2.0, 3.0, 3.0], requires_grad=True)
+    wrong = torch.tensor([3.0, 2.0, 1.0, 1.0], requires_grad=True)
+    good, bad = fidelity_loss(right, variance, target), fidelity_loss(wrong, variance, target)
+    assert good < 0.01 < 0.5 < bad
+    (good + bad).backward()
+    assert right.grad.isfinite().all()
+    assert wrong.grad.isfinite().all()
+
+
+def test_ladder_loss_compares_within_a_scene_only() -> None:
+    scene, level = torch.tensor([-1, 0, 0, 1, 1]), torch.tensor([0.0, 0.0, 4.0, 0.0, 8.0])
+    falling = ladder_loss(torch.tensor([1.0, 4.0, 2.0, 2.5, 1.0]), scene, level)
+    rising = ladder_loss(torch.tensor([1.0, 2.0, 4.0, 1.0, 2.5]), scene, level)
+    assert falling < 0.01 < 1 < rising
+    assert ladder_loss(torch.tensor([1.0, 2.0]), torch.tensor([0, 1]), torch.tensor([0.0, 3.0])) == 0
+
+
+def test_assumed_scores_fall_to_the_worst_and_less_for_colour() -> None:
+    assert assumed_score(4.0, "blur", 0) == 4.0
+    assert assumed_score(4.0, "blur", 8) == pytest.approx(1.2)
+    assert assumed_score(4.0, "colour", 8) > 2
+
+
+def test_correlations_agree_with_scipy() -> None:
+    x, y = [1, 2, 2, 3, 5, 4, 4.5], [0.1, 0.3, 0.2, 0.2, 0.9, 0.4, 0.4]
+    srcc, plcc = correlations(x, y)
+    assert srcc == pytest.approx(spearmanr(x, y)[0])
+    assert plcc == pytest.approx(np.corrcoef(x, y)[0, 1])
+
+
+def test_batches_are_a_function_of_the_seed() -> None:
+    pictures = _pictures(4, 256).permute(0, 2, 3, 1).numpy()
+    dataset = Batches(Rated(pictures, np.array([1.5, 2.0, 3.0, 4.0]), list("abcd")), [], 128, rated_crops=2, scenes=2)
+    first, again = (dataset.batch(np.random.default_rng(3)) for _ in range(2))
+    assert first["images"].shape == (2 + 2 * 4, 3, 128, 128)
+    assert torch.equal(first["images"], again["images"])
+    assert torch.equal(first["scores"], again["scores"])
+    for number in range(2):
+        rungs = first["scene"] == number
+        assert (first["level"][rungs].diff() > 0).all()
+        assert (first["scores"][rungs].diff() < 0).all()
+
+
+@pytest.fixture
+def rated_folder(tmp_path: Path) -> Path:
+    """Twelve noisy pictures of 128x128 with labels that fall with the noise."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for number in range(12):
+        y, x = np.mgrid[0:128, 0:130]
+        scene = np.stack([128 + 90 * np.sin(x / (5 + number)), 100 + y, 200 - x], -1) + rng.normal(
+            0, 1 + 4 * number, (128, 130, 3)
+        )
+        Image.fromarray(scene.clip(0, 255).astype(np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "split": "val" if number % 4 == 3 else "train", "mos": 1 - number / 12})
+    with open(tmp_path / "labels.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["image", "split", "mos"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return tmp_path
+
+
+# A model of a few steps leaves the answer grammar, of which scoring warns.
+@pytest.mark.filterwarnings("ignore:.*answers would be a score:UserWarning")
+def test_recipe_trains_a_few_steps_and_writes_a_folder_that_loads(rated_folder: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "out"
+    common = ["--data", str(rated_folder / "labels.csv"), "--images", str(rated_folder), "-o", str(output)]
+    small = ["--sizes", "128", "128", "--rated-crops", "3", "--workers", "0", "--threads", "1", "--every", "1"]
+    recipe.main([*common, *small, "--steps", "2", "1", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in lines if line.startswith("stage")] == [
+        ["stage", "1", "step", "1"],
+        ["stage", "1", "step", "2"],
+        ["stage", "2", "step", "1"],
+        ["stage", "3", "step", "1"],
+    ]
+    assert "nan" not in "".join(lines)
+    score = QualityScorer(str(output)).score(str(rated_folder / "0.png"))[0]
+    assert 1 <= score.score <= 5
+
+    started = recipe.main([*common, *small, "--steps", "0", "0", "1", "--start", str(output / "stage2.pt")])
+    assert (started / "model.safetensors").stat().st_size < 12_000_000
+
+
+def test_labels_are_checked(rated_folder: Path) -> None:
+    labels = rated_folder / "labels.csv"
+    with pytest.raises(ValueError, match="split 'test'"):
+        load_rated(labels, rated_folder, "test")
+    labels.write_text("image,mos\n0.png,0.5\n")
+    with pytest.raises(ValueError, match="split is missing"):
+        load_rated(labels, rated_folder, "train")
+    labels.write_text("image,split,mos\n0.png,train,55\n")
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        load_rated(labels, rated_folder, "train")
+
+
+def test_no_warnings_from_a_training_step(model) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = FastTower(model.model.visual)(_pictures(1, 128))
+    assert tokens.isfinite().all()

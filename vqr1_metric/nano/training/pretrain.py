@@ -1,0 +1,141 @@
+"""First stage: the vision tower with a pooled linear head.
+
+Straight through the language model a random start collapses to a constant; a pooled head does not. Beside the opinion
+scores the pooled tokens predict classical features of the very crop, which teach the tower what blur, noise and
+blocks are.
+"""
+
+import copy
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .objectives import anchor_loss, fidelity_loss, ladder_loss
+from .tower import FastTower
+
+FEATURES = 119
+CENTRE = 3.5
+"""Start of the score head, about the mean of the training scores."""
+
+
+class PooledHead(nn.Module):
+    """Mean over the visual tokens, standardised, then a linear score and a small network for the classical features.
+
+    Batch normalisation, because most of a pooled token is common to all pictures: what differs between them is a small
+    part, and without it the features are learned far more slowly.
+    """
+
+    def __init__(self, width: int, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, momentum=0.05)
+        self.score = nn.Linear(width, 1)
+        self.features = nn.Sequential(nn.Linear(width, 384), nn.GELU(), nn.Linear(384, FEATURES))
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.norm(tokens.float().mean(1))
+        return CENTRE + self.score(pooled).squeeze(-1), self.features(pooled)
+
+    def feature_loss(self, predicted: Tensor, features: Tensor) -> Tensor:
+        """Smooth L1 in units of the spread over rated pictures, clipped at 4."""
+        target = ((features - self.mean) / self.std).clamp(-4, 4)
+        return F.smooth_l1_loss(predicted[-len(features) :], target) if len(features) else predicted.sum() * 0
+
+
+class Average:
+    """Exponential moving average of parameters; `model` holds it."""
+
+    def __init__(self, model: nn.Module, decay: float = 0.998) -> None:
+        self.model, self.decay, self.count = copy.deepcopy(model).eval().requires_grad_(False), decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.count += 1
+        decay = min(self.decay, self.count / (self.count + 10))
+        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+def make_optimizer(modules: list[nn.Module], rate: float) -> torch.optim.Optimizer:
+    """AdamW with decay on matrices only."""
+    parameters = list({id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.05},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+
+
+class Clock:
+    """Progress of a stage from 0 to 1, by steps or by minutes, whichever ends first; a cosine schedule on it."""
+
+    def __init__(self, steps: int, minutes: float = math.inf, floor: float = 0.02) -> None:
+        self.steps, self.seconds, self.floor = steps, minutes * 60, floor
+        self.start, self.step = time.monotonic(), 0
+
+    @property
+    def progress(self) -> float:
+        return max(self.step / self.steps, (time.monotonic() - self.start) / self.seconds)
+
+    def factor(self, warmup: int = 100) -> float:
+        cosine = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1, self.progress)))
+        return cosine * min(1, (self.step + 1) / warmup)
+
+    def tick(self) -> bool:
+        self.step += 1
+        return self.progress < 1
+
+
+def pretrain(model, batches, head: PooledHead, clock: Clock, rate=1e-3, report=print, every=100, checkpoint=None):
+    """Train tower and head in place over an iterable of batches; returns the moving average of both.
+
+    `report` gets a line every `every` steps; `checkpoint(average)` is called with it.
+    """
+    stage = nn.ModuleDict({"tower": FastTower(model.model.visual), "head": head})
+    forward = torch.compile(stage["tower"]) if clock.steps > 500 else stage["tower"]
+    optimizer, average = make_optimizer([stage], rate), Average(stage)
+    sums, began = torch.zeros(5), time.monotonic()
+    for batch in batches:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * clock.factor()
+        rated = batch["rated"]
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = forward(batch["images"])
+        mean, features = head(tokens)
+        losses = [
+            fidelity_loss(mean[:rated], torch.full_like(mean[:rated], 0.1), batch["scores"][:rated]),
+            anchor_loss(mean, batch["scores"], batch["scene"]),
+            ladder_loss(mean, batch["scene"], batch["level"]),
+            head.feature_loss(features, batch["features"]),
+        ]
+        loss = losses[0] + 0.5 * losses[1] + 1.0 * losses[2] + 1.5 * losses[3]
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(stage.parameters(), 2.0)
+        optimizer.step()
+        average.update(stage)
+        sums += torch.stack([*[x.detach() for x in losses], norm])
+        go_on = clock.tick()
+        if clock.step % every == 0 or not go_on:
+            count = (clock.step - 1) % every + 1
+            values = " ".join(f"{value:.3f}" for value in (sums / count).tolist())
+            speed = (time.monotonic() - began) / count
+            report(f"step {clock.step} {speed:.2f}s spread {mean.std():.2f} fid/anchor/ladder/features/norm {values}")
+            sums, began = torch.zeros(5), time.monotonic()
+            if checkpoint is not None:
+                checkpoint(average.model)
+        if not go_on:
+            return average.model
+    return average.model
+
+
+def save_stage(stage: nn.Module, path: str | Path) -> None:
+    """Keep a stage's parameters for a later run."""
+    torch.save(stage.state_dict(), path)
