@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -273,6 +274,7 @@ def _find_file(spec: ModelSpec, name: str) -> Path | None:
         return path if path.is_file() else None
     if Path(spec.model).is_absolute() or spec.model.startswith((".", "~")):
         raise ModelError(f"No model folder at {spec.model!r}.")
+    _check_hub(spec)
     from transformers.utils import cached_file
 
     try:
@@ -284,6 +286,23 @@ def _find_file(spec: ModelSpec, name: str) -> Path | None:
     except (OSError, ValueError) as error:  # not a name the Hub can hold, no such repository or revision
         raise ModelError(_unreachable(spec)) from error
     return None if found is None else Path(found)
+
+
+@lru_cache
+def _check_hub(spec: ModelSpec) -> None:
+    """Fail at once where there is no network and nothing was downloaded: the look-up itself retries for a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        for name in ("config.json", "adapter_config.json"):
+            if isinstance(try_to_load_from_cache(spec.model, name, revision=spec.revision), str):
+                return
+        get_hf_file_metadata(hf_hub_url(spec.model, "config.json", revision=spec.revision), timeout=10)
+    except (HfHubHTTPError, HFValidationError):
+        return  # the Hub answered, or need not be asked: the look-up says what is wrong
+    except Exception as error:  # whatever the HTTP library of the day calls "no connection"
+        raise ModelError(_unreachable(spec)) from error
 
 
 def _unreachable(spec: ModelSpec) -> str:
