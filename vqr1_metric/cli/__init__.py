@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(argv[0] if argv else None)
     args = parser.parse_args(argv)
     # File names need not be text in the terminal's encoding.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -56,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if message is None:
                 raise
             return _fail(message, 1)
+
+
+def warn(message: str) -> None:
+    """Print a warning on stderr, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"vqr1: warning: {' '.join(message.split())}", file=sys.stderr)
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -103,4 +111,4 @@ def _fail(message: str, code: int) -> int:
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     if issubclass(category, UserWarning):  # the others speak to programmers
-        print(f"vqr1: warning: {message}", file=sys.stderr)
+        warn(str(message))

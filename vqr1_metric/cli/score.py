@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqr1_metric import __version__, records
-from vqr1_metric.cli import CommandError, inputs
+from vqr1_metric.cli import CommandError, inputs, warn
 from vqr1_metric.cli.options import add_model_options, build_scorer
 from vqr1_metric.prompts import PROMPT_VERSION
 
@@ -47,59 +47,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, and return 0 if at least one picture has a score."""
-    output, resuming, old = args.output, False, {}
-    if output is not None:
-        resuming = _check_output(output, args.resume, args.overwrite)
-    elif args.resume:
-        raise CommandError("--resume continues an output file: name it with -o")
-
+    resuming = _check_output(args)
     scorer = build_scorer(args)
     meta = _wanted(scorer)
     seen: set[int] = set()
     tally = Tally()
-    if resuming:
-        old = records.read_meta(output)
-        records.check_same(output, old, meta)
-        records.repair(output)
-        for path, score in records.read_rows(output):
-            seen.add(_key(path))
-            tally.add(score)
-        before = tally.rows
-
-    bar = _progress_bar(args)
-    pending = _pending(args, seen, bar)
-    first = next(pending, None)
-    if first is None:  # nothing left to do: the model need not be loaded to say so
-        meta = old
-    else:
-        meta |= {**_found(scorer), "package": __version__, "started": datetime.now(UTC).isoformat("T", "seconds")}
-        if resuming:
-            records.check_same(output, old, meta)
+    old = _read_output(args.output, meta, seen, tally) if resuming else meta
+    before = tally.rows
+    with _progress_bar(args) as bar:
+        pending = _pending(args, seen, bar)
+        first = next(pending, None)
+        if first is None:  # nothing left to do: the model need not be loaded to say so
             meta = old
-        elif output is not None:
-            if args.overwrite:
-                output.unlink(missing_ok=True)  # never old rows beside new meta data
-            records.write_meta(output, meta)
-        try:
-            with _sink(args, bar) as sink:
-                for result in scorer.stream(itertools.chain([first], pending)):
-                    sink.write(result)
-                    tally.add(result.score)
-                    bar.update()
-        except KeyboardInterrupt:
-            bar.close()
-            kept = f": {tally.rows} rows are in {output}, --resume continues there" if output else ""
-            raise KeyboardInterrupt(f"interrupted{kept}") from None
-    bar.close()
-    summary = {**tally.summary(), **{key: meta[key] for key in ("model", "revision", "mode", "prompt", "package")}}
-    summary["output"] = None if output is None else str(output)
-    if args.json:
-        print(json.dumps(summary) + ("" if output else "}"))
-    elif not args.silent:
-        print(_as_text(summary, tally.rows - before if resuming else None))
+        else:
+            meta |= {**_found(scorer), "package": __version__, "started": datetime.now(UTC).isoformat("T", "seconds")}
+            if resuming:
+                records.check_same(args.output, old, meta)
+            elif args.output is not None:
+                args.output.unlink(missing_ok=True)  # with --overwrite: never old rows beside new meta data
+                records.write_meta(args.output, meta)
+            _score(scorer, itertools.chain([first], pending), args, tally, bar)
+    _report(args, meta, tally, tally.rows - before if resuming else None)
     if not tally.scored:
-        raise CommandError("nothing was scored" + ("" if not tally.rows else ": no picture could be read or judged"))
+        raise CommandError("nothing was scored: no picture could be read or judged")
     return 0
+
+
+def _score(scorer: QualityScorer, names: Iterator[str], args: argparse.Namespace, tally: Tally, bar) -> None:
+    output = args.output
+    try:
+        with records.RecordWriter(output) if output else _JsonRows() if args.json else _Table(bar) as sink:
+            for result in scorer.stream(names):
+                sink.write(result)
+                tally.add(result.score)
+                bar.update()
+    except KeyboardInterrupt:
+        kept = f": {tally.rows} rows are in {output}, --resume continues there" if output else ""
+        raise KeyboardInterrupt(f"interrupted{kept}") from None
+
+
+def _report(args: argparse.Namespace, meta: dict[str, Any], tally: Tally, new: int | None) -> None:
+    summary = tally.summary() | {key: meta[key] for key in ("model", "revision", "mode", "prompt", "package")}
+    summary["output"] = None if args.output is None else str(args.output)
+    if args.json:
+        print(json.dumps(summary) + ("" if args.output else "}"))
+    elif not args.silent:
+        print(_as_text(summary, new))
 
 
 class Tally:
@@ -197,29 +190,39 @@ class _JsonRows:
         self._separator = ","
 
 
-def _sink(args: argparse.Namespace, bar):
-    if args.output is not None:
-        return records.RecordWriter(args.output)
-    return _JsonRows() if args.json else _Table(bar)
-
-
-def _check_output(output: Path, resume: bool, overwrite: bool) -> bool:
+def _check_output(args: argparse.Namespace) -> bool:
     """Is there a file to continue? Raises where one is in the way, before anything is loaded."""
+    output = args.output
+    if output is None:
+        if args.resume or args.overwrite:
+            raise CommandError("--resume and --overwrite are about an output file: name it with -o")
+        return False
     records.file_format(output)
-    if resume and overwrite:
+    if args.resume and args.overwrite:
         raise CommandError("--resume and --overwrite exclude each other")
     if not output.parent.is_dir():
         raise CommandError(f"no folder {str(output.parent)!r} to write {output.name!r} into")
-    if not output.exists():
+    if not output.exists() or args.overwrite:
         return False
-    if not resume and not overwrite:
+    if not args.resume:
         raise CommandError(f"{output} exists: --resume continues it, --overwrite replaces it")
-    return resume
+    return True
+
+
+def _read_output(output: Path, meta: dict[str, Any], seen: set[int], tally: Tally) -> dict[str, Any]:
+    """Take in what an earlier run wrote, and return its meta data."""
+    old = records.read_meta(output)
+    records.check_same(output, old, meta)
+    records.repair(output)
+    for path, score in records.read_rows(output):
+        seen.add(_key(path))
+        tally.add(score)
+    return old
 
 
 def _pending(args: argparse.Namespace, seen: set[int], bar) -> Iterator[str]:
     """The pictures that have no row yet. One that is reached twice is scored once."""
-    for name in inputs.pictures(args.inputs, args.recursive, _warn):
+    for name in inputs.pictures(args.inputs, args.recursive, warn):
         key = _key(records.cell(name))
         if key in seen:
             bar.update()
@@ -231,10 +234,6 @@ def _pending(args: argparse.Namespace, seen: set[int], bar) -> Iterator[str]:
 def _key(path_cell: str) -> int:
     """64 bits of a path: among a million pictures two share them with a probability of 3e-8."""
     return int.from_bytes(blake2b(os.path.normpath(path_cell).encode(), digest_size=8).digest(), "big")
-
-
-def _warn(message: str) -> None:
-    print(f"vqr1: warning: {records.cell(message)}", file=sys.stderr)
 
 
 def _progress_bar(args: argparse.Namespace):
@@ -274,13 +273,12 @@ def _as_text(summary: dict[str, Any], new: int | None) -> str:
     if summary["scored"]:
         interval = summary["interval"]
         shown = f", {summary['level']:.0%} interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-        plural = "s" if summary["scored"] > 1 else ""
-        lines.append(f"mean {summary['mean']:.3f}{shown} ({summary['scored']} picture{plural})")
+        lines.append(f"mean {summary['mean']:.3f}{shown}, pictures with a score: {summary['scored']}")
     if summary["failed"]:
         where = "the column error says why" if summary["output"] else "the reasons are above"
         lines.append(f"without a score: {summary['failed']} ({where})")
     lines.append(f"model {summary['model']} ({summary['revision']}), mode {summary['mode']}")
     if summary["output"]:
         added = "" if new is None else f", {new} of them new"
-        lines.append(f"{summary['pictures']} rows in {summary['output']}{added}")
+        lines.append(f"rows in {summary['output']}: {summary['pictures']}{added}")
     return "\n".join(lines)
