@@ -24,6 +24,11 @@ def backend(tiny_model):
     return TransformersBackend(ModelSpec(str(tiny_model), dtype="float64", device="cpu"))
 
 
+def small(backend):
+    """The model's preprocessing without enlarging the pictures to Qwen3-VL's least size: brute force has to see each."""
+    return backend.pixel_config.with_limits(min_pixels=56 * 56)
+
+
 def reply_paths(tokenizer, spellings):
     """Token ids of every reply of the grammar up to where its score is decided: {ids: (score index, ids of the
     tag)}.
@@ -47,7 +52,7 @@ def brute_force(backend, pictures, spellings, replies=None):
     """P(score | tag) and P(tag), by writing each beginning of a reply out behind the prompt as a sequence of its
     own.
     """
-    inputs = backend._inputs(pictures, backend.pixel_config, replies is not None, replies, False)
+    inputs = backend._inputs(pictures, small(backend), replies is not None, replies, False)
     patches = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(1).tolist())
     paths = reply_paths(backend.tokenizer, spellings)
     beginnings = sorted({ids[:n] for ids in paths for n in range(len(ids))}, key=len)
@@ -89,7 +94,7 @@ def test_one_pass_equals_brute_force(backend, pictures):
     """Every family, every spelling, unequal pictures padded on the left: float64, 1e-9."""
     with torch.no_grad():
         expected, expected_tag = brute_force(backend, pictures, readout.SPELLINGS)
-        hidden = backend._tree_hidden(pictures, backend.pixel_config, backend.full_trie, None)
+        hidden = backend._tree_hidden(pictures, small(backend), backend.full_trie, None)
         got = readout.read_distribution(hidden, backend.model.get_output_embeddings(), backend.full_trie)
     mass = got.probabilities * got.coverage[:, None]
     torch.testing.assert_close(mass, expected, atol=1e-12, rtol=1e-9)
@@ -101,7 +106,7 @@ def test_readout_after_a_reasoning_equals_brute_force(backend, pictures):
     thoughts = ["<think>The picture is sharp.</think>\n", "<think>poor</think>", "<think></think>\n\n"]
     with torch.no_grad():
         expected, _ = brute_force(backend, pictures, readout.SPELLINGS, thoughts)
-        got = backend.distributions(pictures, backend.pixel_config, replies=thoughts)
+        got = backend.distributions(pictures, small(backend), replies=thoughts)
     torch.testing.assert_close(got.probabilities * got.coverage[:, None], expected, atol=1e-12, rtol=1e-9)
 
 
