@@ -72,10 +72,9 @@ def load_image(image: ImageLike, name: str | None = None) -> Tensor:
     elif isinstance(image, (bytes, bytearray, memoryview)):
         pixels = _from_file(io.BytesIO(image), name)
     elif isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        if not path.is_file():
-            raise ImageError(f"{name}: " + ("is a folder, not a picture" if path.is_dir() else "no such file"))
-        pixels = _from_file(path, name)
+        if not os.path.isfile(image):
+            raise ImageError(f"{name}: {_why_no_file(image)}")
+        pixels = _from_file(Path(image), name)
     else:
         raise ImageError(
             f"{name}: expected a path, bytes, a PIL picture, an array or a tensor, but got {type(image).__name__}"
@@ -108,6 +107,16 @@ def split_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
         "Expected pictures as a tensor (B, C, H, W), a path, a PIL picture, an array, or a list of these, "
         f"but got {type(images).__name__}"
     )
+
+
+def _why_no_file(path: str | os.PathLike[str]) -> str:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, ValueError) as error:  # no permission for a folder on the way, a name too long, a NUL in it
+        return f"no such file ({getattr(error, 'strerror', None) or error})"
+    return "is a folder, not a picture" if os.path.isdir(path) else "is not a regular file"
 
 
 def _from_tensor(image: Tensor, name: str) -> Tensor:
@@ -162,7 +171,8 @@ def _from_array(image: np.ndarray, name: str) -> Tensor:
         image = _sixteen_bit(image)
     if image.dtype != np.uint8 and image.dtype.kind != "f":
         raise ImageError(f"{name}: expected uint8, uint16 or floats in [0, 1], but got an array of {image.dtype}")
-    return _from_tensor(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), name)
+    # Always a copy: the array may be read-only, or belong to a file that is about to be closed.
+    return _from_tensor(torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")), name)
 
 
 def _sixteen_bit(values: np.ndarray) -> np.ndarray:
@@ -172,8 +182,10 @@ def _sixteen_bit(values: np.ndarray) -> np.ndarray:
 def _from_file(file: Path | io.BytesIO, name: str) -> Tensor:
     try:
         with warnings.catch_warnings():
-            # Pillow warns at half of MAX_PIXELS; up to there a picture is fine.
+            # Pillow warns at half of MAX_PIXELS; up to there a picture is fine. So it is where only its metadata is
+            # damaged, which Pillow's UserWarnings are about.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
             with Image.open(file) as image:
                 return _from_pil(image, name)
     except ImageError:
@@ -185,6 +197,10 @@ def _from_file(file: Path | io.BytesIO, name: str) -> Tensor:
         raise ImageError(f"{name}: {error}") from None
     except MemoryError:
         raise ImageError(f"{name}: is too large to decode in the memory there is") from None
+    except OSError as error:
+        if error.errno is not None:  # from the operating system, not from a decoder
+            raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
+        raise ImageError(f"{name}: is damaged or truncated ({error})") from None
     # Pillow's decoders raise almost anything on malformed files, struct.error and IndexError among them.
     except Exception as error:
         raise ImageError(f"{name}: is damaged or truncated ({type(error).__name__}: {error})") from None
@@ -220,5 +236,4 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
             if rgba.getextrema()[3][0] < 255
             else _from_array(np.asarray(rgba)[..., :3], name)
         )
-    # The copy makes the array writable and independent of a file that is about to be closed.
-    return _from_array(np.array(image.convert("RGB")), name)
+    return _from_array(np.asarray(image.convert("RGB")), name)
