@@ -226,7 +226,7 @@ class VisualQualityR1Score(Metric):
             raise RuntimeError(
                 f"Expected details of {stored} pictures, but this metric has those of {len(self._results)}: the other "
                 "scores came from a merged or loaded state, or from another metric of its compute group (ask the first "
-                "one, or give the collection compute_groups=False)."
+                "of its group in collection.compute_groups, or use compute_groups=False)."
             )
         return list(self._results)
 
