@@ -1,0 +1,297 @@
+"""`BestOfN`: make n candidates with a pipe, drop the unpromising early, score the finished pictures, keep the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+
+from vqr1_metric.functional.distribution import ScoreDistribution
+from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate, as_pil, finish
+from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, check_previews
+from vqr1_metric.integrations.diffusers.steering import Snapshot, Steering
+from vqr1_metric.integrations.diffusers.support import PER_PROMPT, PipeInterface
+from vqr1_metric.results import ImageScore
+
+Strategy = Literal["auto", "inplace", "restart"]
+BLANKED = "blanked by the safety checker of the pipeline"
+
+
+class BestOfN:
+    """Best of n candidates of a diffusion pipeline, by the score of the finished pictures.
+
+    Args:
+        pipe: a diffusers pipeline, a modular one too. It is left as it was found, also after an exception.
+        metric: a metric with a ``scorer`` or a :class:`~vqr1_metric.scorer.QualityScorer`. The scorer may live on
+            another device than the pipe.
+        update_metric: also ``update`` the metric with every kept picture (scored a second time by the metric itself).
+        batch_size: candidates of one call of the pipe; more are made in several calls. A pipeline that was not tested
+            for it makes one a call, whatever this says: in a batch, a candidate might not be what its seed gives alone.
+        frames: frames scored of a video, evenly spaced; its distribution is their mixture.
+
+    Example:
+        >>> best = BestOfN(pipe, metric)  # doctest: +SKIP
+        >>> out = best("a lighthouse at dusk", n=16, keep=2, preview_at_ratio=0.4)  # doctest: +SKIP
+        >>> out.images, out.scores, out.seeds  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, pipe: Any, metric: Any, *, update_metric: bool = False, batch_size: int = 4, frames: int = 4
+    ) -> None:
+        self.scorer = getattr(metric, "scorer", metric)
+        if not hasattr(self.scorer, "score"):
+            raise TypeError(f"Expected a metric with a scorer or a QualityScorer, but got {type(metric).__name__}.")
+        if update_metric and not hasattr(metric, "update"):
+            raise TypeError(f"Expected a metric to update, but got {type(metric).__name__}.")
+        if batch_size < 1 or frames < 1:
+            raise ValueError(f"Expected batch_size and frames of at least 1, but got {batch_size} and {frames}.")
+        self.interface = PipeInterface(pipe)
+        self.pipe, self.metric, self.update_metric = pipe, metric, update_metric
+        self.batch_size = batch_size if self.interface.batches else 1
+        self.frames = frames
+
+    @overload
+    def __call__(self, prompt: str | None = None, **arguments: Any) -> BestOfNOutput: ...
+
+    @overload
+    def __call__(self, prompt: list[str], **arguments: Any) -> list[BestOfNOutput]: ...
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        n: int = 8,
+        keep: int = 1,
+        preview_at_ratio: float | None = None,
+        survivors: float | int = 0.5,
+        strategy: Strategy = "auto",
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        generator: Sequence[torch.Generator] | None = None,
+        **arguments: Any,
+    ) -> BestOfNOutput | list[BestOfNOutput]:
+        """Make, score and choose.
+
+        Args:
+            prompt: one prompt, or a list of them, each with its own n candidates (of the same seeds); None if
+                ``arguments`` hold its embeddings, or the pipe takes none.
+            n: candidates.
+            keep: pictures to give back, at most the number of survivors.
+            preview_at_ratio: share of the steps, in (0, 1), after which the predicted clean pictures are scored; None
+                makes and scores all n. The step is ``floor(ratio * steps)``, at least 1, as in diffusers' own
+                callbacks.
+            survivors: share in (0, 1], or number, of candidates that are denoised to the end, chosen over all n.
+            strategy: ``"inplace"`` carries the survivors on from the saved step, ``"restart"`` runs them again from
+                their seeds, ``"auto"`` carries on where that is known to give the same pictures and restarts elsewhere.
+            seed, seeds: candidate i has the seed ``seeds[i]``, by default ``seed + i``.
+            generator: fresh generators instead, one for each candidate; their seeds count.
+            arguments: everything else goes to the pipe.
+
+        Raises:
+            ValueError, TypeError: for arguments that cannot work, before any denoising. ``UnsupportedError``, a
+                ValueError, where ``"inplace"`` is not known to be exact.
+        """
+        candidate_seeds = _seeds(n, seed, seeds, generator)
+        survivor_count = _survivor_count(n, keep, preview_at_ratio, survivors)
+        self.interface.check_arguments(arguments)
+        if prompt is not None and "prompt" not in self.interface.defaults:
+            raise TypeError(f"{self.interface.name} takes no prompt.")
+        chosen = self._strategy(strategy, preview_at_ratio, arguments)
+        _ = self.scorer.backend  # a model that does not load fails here, not after minutes of denoising
+        if not isinstance(prompt, list):
+            return self._one(prompt, candidate_seeds, keep, preview_at_ratio, survivor_count, chosen, arguments)
+        if not prompt:
+            raise ValueError("Expected at least one prompt, but got an empty list.")
+        outputs = []
+        for i, text in enumerate(prompt):
+            own = {
+                name: value[i]
+                if name in PER_PROMPT and isinstance(value, list) and len(value) == len(prompt)
+                else value
+                for name, value in arguments.items()
+            }
+            outputs.append(self._one(text, candidate_seeds, keep, preview_at_ratio, survivor_count, chosen, own))
+        return outputs
+
+    # ---------------------------------------------------------------- one prompt
+
+    def _one(
+        self,
+        prompt: str | None,
+        seeds: list[int],
+        keep: int,
+        preview_at: float | None,
+        survivor_count: int,
+        strategy: str,
+        arguments: dict[str, Any],
+    ) -> BestOfNOutput:
+        if prompt is not None:
+            arguments = dict(arguments, prompt=prompt)
+        run = _Run(self, arguments)
+        candidates = [Candidate(seed) for seed in seeds]
+        if preview_at is None or survivor_count == len(seeds):
+            strategy = "plain"
+        else:
+            snapshots = run.previews(candidates, preview_at)
+            best = sorted(
+                range(len(seeds)),
+                key=lambda i: (math.isnan(candidates[i].preview_score), -candidates[i].preview_score, i),
+            )
+            for index in best[survivor_count:]:
+                candidates[index].survived = False
+            run.snapshots = snapshots if strategy == "inplace" else None
+        run.finals(candidates)
+        output = finish(
+            candidates,
+            keep,
+            strategy=strategy,
+            denoiser_rows=run.rows,
+            scoring_seconds=run.scoring_seconds,
+            total_seconds=time.perf_counter() - run.started,
+        )
+        if self.update_metric:
+            self.metric.update([frame for image in output.images for frame in self._frames(image)])
+        return output
+
+    def _strategy(self, strategy: Strategy, preview_at: float | None, arguments: dict[str, Any]) -> str:
+        if strategy not in ("auto", "inplace", "restart"):
+            raise ValueError(f"Expected strategy to be auto, inplace or restart, but got {strategy!r}.")
+        if preview_at is not None:
+            check_previews(self.pipe.scheduler)
+        if strategy == "restart":
+            return strategy
+        reason = self.interface.reason_to_restart(self.pipe, arguments)
+        if reason is None:
+            return "inplace"
+        if strategy == "inplace":
+            raise UnsupportedError(
+                f'strategy="inplace" is not known to give the same pictures: {reason}. Use "restart".'
+            )
+        return "restart"
+
+    # ---------------------------------------------------------------- pictures and scores
+
+    def _frames(self, picture: Any) -> list:
+        """The parts of one picture or video that are scored, as they would be saved."""
+        if not isinstance(picture, list) and getattr(picture, "ndim", 3) == 3:
+            return [as_pil(picture)]
+        count = min(self.frames, len(picture))
+        places = [round((i + 0.5) * len(picture) / count - 0.5) for i in range(count)]
+        return [as_pil(picture[place]) for place in places]
+
+    def score(self, pictures: Sequence[Any], blanked: Sequence[bool] | None = None) -> list[ImageScore]:
+        """Scores of pictures or videos (lists of frames); those a safety checker has blanked get NaN and say so."""
+        blanked = blanked or [False] * len(pictures)
+        frames = [[] if flag else self._frames(picture) for picture, flag in zip(pictures, blanked, strict=True)]
+        flat = iter(self.scorer.score([frame for group in frames for frame in group]))
+        results = []
+        for index, group in enumerate(frames):
+            scores = [next(flat) for _ in group]
+            if not scores:
+                results.append(ImageScore.failed(f"candidate {index}", BLANKED))
+            elif len(scores) == 1:
+                results.append(scores[0])
+            else:
+                mixed = ScoreDistribution.stack([score.distribution for score in scores]).mixture()
+                errors = [score.error for score in scores if score.error]
+                failed = len(errors) == len(scores)
+                results.append(
+                    ImageScore.failed(scores[0].name, errors[0]) if failed else ImageScore.of(scores[0].name, mixed)
+                )
+        return results
+
+
+class _Run:
+    """The calls of the pipe for one prompt."""
+
+    def __init__(self, best: BestOfN, arguments: dict[str, Any]) -> None:
+        self.best, self.arguments = best, arguments
+        self.rows, self.scoring_seconds, self.started = 0, 0.0, time.perf_counter()
+        self.snapshots: list[Snapshot] | None = None
+
+    def previews(self, candidates: list[Candidate], preview_at: float) -> list[Snapshot]:
+        """Score the predicted clean picture of every candidate."""
+        snapshots = []
+        for chunk in self._chunks(candidates):
+            pictures, blanked, steering = self._call(chunk, preview_at=preview_at)
+            if steering.snapshot is None:
+                raise UnsupportedError(
+                    f"{self.best.interface.name} never called its scheduler, so there is no preview."
+                )
+            snapshots.append(steering.snapshot)
+            for candidate, picture, result in zip(chunk, pictures, self._score(pictures, blanked), strict=True):
+                candidate.preview, candidate.preview_result = picture, result
+        return snapshots
+
+    def finals(self, candidates: list[Candidate]) -> None:
+        """Denoise the survivors to the end and score them."""
+        survivors = [index for index, candidate in enumerate(candidates) if candidate.survived]
+        for places in self._chunks(survivors):
+            chunk = [candidates[place] for place in places]
+            rows = [divmod(place, self.best.batch_size) for place in places]
+            resume = Snapshot.gather(self.snapshots, rows) if self.snapshots else None
+            pictures, blanked, _ = self._call(chunk, resume=resume)
+            for candidate, picture, result in zip(chunk, pictures, self._score(pictures, blanked), strict=True):
+                candidate.picture, candidate.result = picture, result
+
+    def _chunks(self, items: list) -> list[list]:
+        size = self.best.batch_size
+        return [items[start : start + size] for start in range(0, len(items), size)]
+
+    def _call(self, chunk: list[Candidate], **steer: Any) -> tuple[list, list[bool], Steering]:
+        generators = [torch.Generator().manual_seed(candidate.seed) for candidate in chunk]
+        with Steering(self.best.pipe, generators, **steer) as steering:
+            pictures, blanked = self.best.interface.call(self.best.pipe, self.arguments, len(chunk), generators)
+        self.rows += steering.rows
+        if len(pictures) != len(chunk):
+            raise UnsupportedError(
+                f"Expected {len(chunk)} pictures from {self.best.interface.name}, but got {len(pictures)}."
+            )
+        return pictures, blanked, steering
+
+    def _score(self, pictures: list, blanked: list[bool]) -> list[ImageScore]:
+        started = time.perf_counter()
+        results = self.best.score(pictures, blanked)
+        self.scoring_seconds += time.perf_counter() - started
+        return results
+
+
+def _seeds(n: int, seed: int, seeds: Sequence[int] | None, generator: Sequence[torch.Generator] | None) -> list[int]:
+    if n < 1:
+        raise ValueError(f"Expected n of at least 1, but got {n}.")
+    if generator is not None:
+        if isinstance(generator, torch.Generator) or len(generator) != n:
+            given = "a single one" if isinstance(generator, torch.Generator) else f"{len(generator)}"
+            raise ValueError(f"Expected one generator for each of n={n} candidates, but got {given}; or pass seed=.")
+        for i, g in enumerate(generator):
+            if not torch.equal(g.get_state(), torch.Generator(g.device).manual_seed(g.initial_seed()).get_state()):
+                raise ValueError(
+                    f"Expected fresh generators, but generator {i} was used; its seed could not make it again."
+                )
+        return [g.initial_seed() for g in generator]
+    if seeds is not None:
+        if len(seeds) != n:
+            raise ValueError(f"Expected one seed for each of n={n} candidates, but got {len(seeds)}.")
+        return [int(s) for s in seeds]
+    return [seed + i for i in range(n)]
+
+
+def _survivor_count(n: int, keep: int, preview_at: float | None, survivors: float | int) -> int:
+    if not 1 <= keep <= n:
+        raise ValueError(f"Expected keep from 1 to n={n}, but got {keep}.")
+    if preview_at is None:
+        return n
+    if not 0 < preview_at < 1:
+        raise ValueError(f"Expected preview_at_ratio between 0 and 1, exclusive, but got {preview_at}.")
+    if isinstance(survivors, int) and not isinstance(survivors, bool):
+        count = survivors
+    elif isinstance(survivors, float) and 0 < survivors <= 1:
+        count = max(keep, math.ceil(n * survivors - 1e-9))
+    else:
+        raise ValueError(f"Expected survivors as a share in (0, 1] or a number of candidates, but got {survivors!r}.")
+    if not keep <= count <= n:
+        raise ValueError(f"Expected from keep={keep} to n={n} survivors, but got {count}.")
+    return count

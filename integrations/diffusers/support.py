@@ -1,0 +1,122 @@
+"""What is known of pipelines: which carry on from a saved step with the same pictures, and how each is called."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from vqr1_metric.integrations.diffusers.schedulers import KNOWN_SCHEDULERS, UnsupportedError
+from vqr1_metric.integrations.diffusers.steering import DENOISERS
+
+#: Pipelines whose survivors were checked to come out the same when they carry on from a saved step (docs/diffusers.md).
+CARRIES_ON = {
+    "Flux2KleinPipeline",
+    "FluxPipeline",
+    "LTXPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "QwenImagePipeline",
+    "SanaPipeline",
+    "StableDiffusion3Pipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionLatentUpscalePipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLModularPipeline",
+    "StableDiffusionXLPipeline",
+    "WanPipeline",
+    "ZImagePipeline",
+}
+#: Arguments that say how many pictures one prompt gives.
+_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
+#: Arguments that may hold one entry for each prompt of a list of prompts.
+PER_PROMPT = {"prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3"}
+PER_PROMPT |= {"image", "mask_image", "control_image"}
+
+#: Given one picture for several candidates, these pipelines draw its encoding from the first candidate's generator, so
+#: the others would not be what they are alone. Given one picture for each candidate they draw from each one's own.
+_REPEATED = {"StableDiffusionInpaintPipeline": ("image", "mask_image")}
+
+
+class PipeInterface:
+    """How a pipe is called, found out once, with errors for pipes that cannot be used."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.name = type(pipe).__name__
+        if not callable(pipe) or not hasattr(getattr(pipe, "scheduler", None), "step"):
+            raise UnsupportedError(f"Expected a diffusers pipeline with a scheduler, but got {self.name}.")
+        if not any(getattr(pipe, name, None) is not None for name in DENOISERS):
+            raise UnsupportedError(f"Expected a pipeline with one of {', '.join(DENOISERS)}, but {self.name} has none.")
+        self.modular = _is_modular(pipe)
+        self.defaults = _modular_inputs(pipe) if self.modular else _call_inputs(pipe)
+        if "generator" not in self.defaults:
+            raise UnsupportedError(f"{self.name} takes no generator, so its candidates could not be made again.")
+        self.count = next((name for name in _COUNTS if name in self.defaults), None)
+        self.batches = self.count is not None and self.name in CARRIES_ON
+
+    def check_arguments(self, arguments: dict[str, Any]) -> None:
+        """Raise for arguments that the pipe does not take, or that cannot go with candidates of their own seeds."""
+        unknown = sorted(set(arguments) - set(self.defaults))
+        if unknown:
+            raise TypeError(f"{self.name} takes no {', '.join(unknown)}.")
+        if self.count in arguments:
+            raise TypeError(f"Expected n instead of {self.count}.")
+        if arguments.get("latents") is not None:
+            raise ValueError("Expected no latents: each candidate's seed decides its noise. Pass seed= or seeds=.")
+        if arguments.get("output_type") == "latent":
+            raise ValueError(
+                'Expected pictures to score, but output_type="latent" gives latents; use "pil", "np" or "pt".'
+            )
+        if arguments.get("return_dict", True) is not True:
+            raise ValueError("Expected return_dict to be left alone.")
+
+    def reason_to_restart(self, pipe: Any, arguments: dict[str, Any]) -> str | None:
+        """Why carrying on from a saved step is not known to be exact here, or None where it is."""
+        scheduler = type(pipe.scheduler).__name__
+        if self.name not in CARRIES_ON:
+            return f"{self.name} was not tested for it"
+        if scheduler not in KNOWN_SCHEDULERS:
+            return f"{scheduler} was not tested for it"
+        if arguments.get("callback_on_step_end") is not None or arguments.get("callback") is not None:
+            return "a callback of yours may change the run"
+        for name in DENOISERS:
+            module = getattr(pipe, name, None)
+            if getattr(module, "is_cache_enabled", False):
+                return f"{name} caches activations from step to step"
+        return None
+
+    def call(self, pipe: Any, arguments: dict[str, Any], count: int, generators: list) -> tuple[list, list[bool]]:
+        """Run the pipe for ``count`` candidates.
+
+        Returns:
+            The pictures (for a video: lists of frames), and which of them a safety checker has blanked.
+        """
+        arguments = dict(arguments, generator=generators)
+        for name in _REPEATED.get(self.name, ()):
+            if name in arguments:
+                arguments[name] = [arguments[name]] * count
+        if self.count is not None:
+            arguments[self.count] = count
+        if self.modular:
+            pictures, blanked = pipe(output="images", **arguments), None
+        else:
+            output = pipe(**arguments)
+            pictures = output.frames if hasattr(output, "frames") else output.images
+            blanked = getattr(output, "nsfw_content_detected", None)
+        return list(pictures), list(blanked) if blanked else [False] * count
+
+
+def _is_modular(pipe: Any) -> bool:
+    from diffusers import ModularPipeline
+
+    return isinstance(pipe, ModularPipeline)
+
+
+def _modular_inputs(pipe: Any) -> dict[str, Any]:
+    return {parameter.name: parameter.default for parameter in pipe.blocks.inputs if parameter.name}
+
+
+def _call_inputs(pipe: Any) -> dict[str, Any]:
+    parameters = inspect.signature(pipe.__call__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}

@@ -1,0 +1,164 @@
+"""Which pipelines, schedulers and strategies give the pictures that they should; the table of docs/diffusers.md.
+
+    python tests/diffusers_matrix.py            print it
+    python tests/diffusers_matrix.py --write    put it into docs/diffusers.md
+
+For every combination: five candidates, three survivors, in calls of four. Survivors must be the pictures of an unpruned
+run and those that their seeds give alone, and the denoiser must have computed as many rows as promised.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stub_scorer import formula_scorer
+from tiny_pipelines import FAMILIES, TinyPipe, build
+
+from vqr1_metric.integrations.diffusers import BestOfN, BestOfNOutput
+
+TABLE = Path(__file__).parents[1] / "docs" / "diffusers.md"
+BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
+TOLERANCE = 1e-5
+
+NOISE_SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "LCMScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "TCDScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+FLOW_FAMILIES = ("sd3", "flux", "flux2", "sana", "qwen_image", "z_image", "ltx", "wan")
+NAMES = {
+    "sd": "Stable Diffusion 1/2", "img2img": "SD image-to-image", "inpaint": "SD inpainting",
+    "inpaint9": "SD inpainting, 9 channels", "controlnet": "SD ControlNet", "upscale": "SD latent upscale",
+    "sdxl": "SDXL",
+    "sdxl_modular": "SDXL modular", "sd3": "SD3", "flux": "Flux", "flux2": "Flux.2 klein", "pixart": "PixArt Sigma",
+    "sana": "Sana", "qwen_image": "Qwen-Image", "z_image": "Z-Image", "ltx": "LTX-Video", "wan": "Wan",
+}  # fmt: skip
+
+
+@dataclass
+class Checked:
+    """Largest differences of pixels in [0, 1] between pictures that should be equal.
+
+    Args:
+        restart, inplace: survivors against an unpruned run.
+        alone: the best picture against what its seed gives in a call of its own.
+        preview: previews against final pictures, to see that they resemble them; not an error.
+        candidates: two candidates against each other, to see that the test could fail.
+        rows: denoiser rows of plain, restart and inplace runs.
+    """
+
+    restart: float
+    inplace: float
+    alone: float
+    preview: float
+    candidates: float
+    rows: tuple[int, int, int]
+
+    @property
+    def exact(self) -> bool:
+        return max(self.restart, self.inplace, self.alone) <= TOLERANCE
+
+
+def run(tiny: TinyPipe, **options: Any) -> BestOfNOutput:
+    """Best of five, three of which survive."""
+    arguments = dict(tiny.arguments)
+    best = BestOfN(tiny.pipe, formula_scorer(), batch_size=4)
+    return best(arguments.pop("prompt"), **({"n": 5, "survivors": 3} | options), **arguments)
+
+
+def check(family: str, scheduler: str | None = None, preview_at: float = 0.5) -> Checked:
+    """Compare plain, restart and inplace runs of one pipe, and the best candidate with its seed alone."""
+    tiny = build(family, scheduler)
+    tiny.arguments["output_type"] = "np"
+    plain = run(tiny)
+    restart, inplace = (run(tiny, preview_at_ratio=preview_at, strategy=s) for s in ("restart", "inplace"))
+    if scheduler == "FlowMatchLCMScheduler":
+        # These pipelines do not pass their generator on to a scheduler that draws noise; BestOfN does.
+        alone = run(tiny, n=1, survivors=1, seeds=plain.seeds[:1]).images[0]
+    else:
+        alone = make_alone(tiny, plain.seeds[0])
+    return Checked(
+        *(
+            max(difference(a.picture, b.picture) for a, b in zip(o.records, plain.records, strict=True) if a.survived)
+            for o in (restart, inplace)
+        ),
+        alone=difference(alone, plain.images[0]),
+        preview=difference(restart.records[0].preview, plain.records[0].picture),
+        candidates=difference(plain.records[0].picture, plain.records[1].picture),
+        rows=(plain.denoiser_rows, restart.denoiser_rows, inplace.denoiser_rows),
+    )
+
+
+def make_alone(tiny: TinyPipe, seed: int) -> np.ndarray:
+    """The picture that a seed gives in a plain call of the pipe, as its user would make it."""
+    generator = torch.Generator().manual_seed(seed)
+    if hasattr(tiny.pipe, "blocks"):
+        return tiny.pipe(**tiny.arguments, generator=generator, output="images")[0]
+    output = tiny.pipe(**tiny.arguments, generator=generator)
+    return output.frames[0] if hasattr(output, "frames") else output.images[0]
+
+
+def difference(a: Any, b: Any) -> float:
+    return float(np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)).max())
+
+
+def combinations() -> Iterator[tuple[str, str]]:
+    """Every family with every scheduler of its kind."""
+    for family in FAMILIES:
+        for scheduler in FLOW_SCHEDULERS if family in FLOW_FAMILIES else NOISE_SCHEDULERS:
+            yield family, scheduler
+
+
+def table() -> str:
+    """The full matrix, one line for each family."""
+    lines = [
+        "| family | preview | in place | restart | rows plain / restart / in place | exact with | does not run with |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        exact, refused, rows = [], [], ""
+        for _, scheduler in (pair for pair in combinations() if pair[0] == family):
+            short = scheduler.removesuffix("Scheduler").removesuffix("Discrete").removesuffix("Multistep")
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    checked = check(family, scheduler)
+            except Exception as error:  # what a pipeline itself refuses differs: the table names it
+                print(f"{family} {scheduler}: {type(error).__name__}: {error}"[:300], file=sys.stderr)
+                refused.append(short)
+                continue
+            worst = max(checked.restart, checked.inplace, checked.alone)
+            assert checked.exact, f"{family} with {scheduler}: pictures differ by {worst:.1e}"
+            rows = rows or " / ".join(map(str, checked.rows))
+            exact.append(f"{short} ({worst:.0e})")
+        cells = [NAMES[family], "yes", "yes", "yes", rows, ", ".join(exact), ", ".join(refused) or "—"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/diffusers.md")
+    write = parser.parse_args().write
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    text = table()
+    if write:
+        page = TABLE.read_text(encoding="utf-8")
+        head, tail = page.split(BEGIN)[0], page.split(END)[1]
+        TABLE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
