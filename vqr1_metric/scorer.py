@@ -22,7 +22,7 @@ from vqr1_metric.prompts import MODES, PROMPT_VERSION, Mode
 from vqr1_metric.results import LOW_RELIABILITY, Comparison, ImageScore, RankedImage, rank_results
 
 DEFAULT_MODEL = "TianheWu/VisualQuality-R1-7B"
-#: Tokens of one forward pass, padding included: ten pictures of one megapixel with a Qwen2.5-VL model.
+#: Tokens of one forward pass, padding included, where the backend has no opinion of its own.
 DEFAULT_BATCH_TOKENS = 16_384
 #: A long run holds at most so many decoded pictures and pixels at a time.
 _WINDOW_PICTURES, _WINDOW_PIXELS = 64, 64_000_000
@@ -42,7 +42,8 @@ class QualityScorer:
         revision, dtype, device, device_map, quantization, attn_implementation: see
             :class:`~vqr1_metric.backends.loading.ModelSpec`.
         min_pixels, max_pixels: pictures outside are rescaled; None keeps the model's own limits.
-        batch_tokens: tokens of one forward pass, padding included; lower it when memory is short.
+        batch_tokens: tokens of one forward pass, padding included; lower it when memory is short. None: 16,384 (ten
+            pictures of one megapixel with a Qwen2.5-VL model), on a CPU 4,096, where larger batches outgrow its caches.
         num_samples, temperature, top_k, top_p, max_new_tokens, seed: sampling in ``think`` and ``sample``, see
             :class:`~vqr1_metric.backends.base.Sampling`.
         thinking: whether ``sample`` asks the thinking question.
@@ -69,7 +70,7 @@ class QualityScorer:
         attn_implementation: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int | None = None,
         num_samples: int = 6,
         temperature: float = 1.0,
         top_k: int = 50,
@@ -82,7 +83,7 @@ class QualityScorer:
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"Expected mode to be one of {', '.join(MODES)}, but got {mode!r}.")
-        if batch_tokens < 1:
+        if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"Expected batch_tokens of at least 1, but got {batch_tokens}.")
         self.spec = ModelSpec(
             model, revision, dtype=dtype, device=device, device_map=device_map, quantization=quantization,
@@ -258,11 +259,12 @@ class QualityScorer:
         backend, config = self.backend, self.pixel_config
         thinking = self.mode == "think"
         lengths = [backend.sequence_length(config.visual_tokens(*p.shape[-2:]), thinking) for p in pixels]
+        budget = self.batch_tokens or getattr(backend, "batch_tokens", DEFAULT_BATCH_TOKENS)
         copies = 1 if self.mode == "score" else self.sampling.num_samples
         batch: list[int] = []
         for index in sorted(range(len(pixels)), key=lambda i: (lengths[i], i)):
             # Sorted by length, so the newcomer is the longest and every row is padded to it.
-            if batch and lengths[index] * (len(batch) + 1) * copies > self.batch_tokens:
+            if batch and lengths[index] * (len(batch) + 1) * copies > budget:
                 yield batch
                 batch = []
             batch.append(index)

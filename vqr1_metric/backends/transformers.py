@@ -54,6 +54,11 @@ class TransformersBackend:
         """Where the inputs go."""
         return self.model.get_input_embeddings().weight.device
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one forward pass that suit the device."""
+        return 4_096 if self.device.type == "cpu" else 16_384
+
     def offload(self) -> None:
         """Move the weights to the CPU until :meth:`to_own_device`."""
         if self._movable and self.device.type != "cpu":
