@@ -119,10 +119,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, float]]:
         RecordError: for a line that no score file holds, with its number.
     """
     is_csv = file_format(path) == ".csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        number = 0
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         try:
-            for number, row in enumerate(csv.reader(file) if is_csv else map(json.loads, file), 1):
+            for number, line in enumerate(file, 1):
+                row = next(csv.reader([line])) if is_csv else json.loads(line)
                 if is_csv and number == 1:
                     if tuple(row) != COLUMNS:
                         raise ValueError("other columns")

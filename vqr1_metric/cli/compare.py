@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         wins = {"a_wins": round(chance, 6), "b_wins": round(1 - chance, 6), "winner": comparison.winner}
         print(json.dumps(rows | wins))
         return 0
-    print("       score ± std   looks better  picture")
+    print(f"{'':>5}  {'score ± std':<12}  looks better  picture")
     for key, result, wins in zip("AB", results, (chance, 1 - chance), strict=True):
         print(f"{key:>5}  {result.score:5.2f} ± {result.std:4.2f}  {wins:>12.1%}  {result.name}")
     winner = {"a": f"A, {comparison.a.name}", "b": f"B, {comparison.b.name}", "tie": "neither: it is a coin toss"}

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         ]  # fmt: skip
         print(json.dumps(rows, indent=1))
     else:
-        print("place  score ± std   beats next  picture")
+        print(f"place  {'score ± std':<12}  beats next  picture")
         for place in ranking:
             print(_line(place))
         if any(place.tied for place in ranking):
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 def _line(place) -> str:
     result = place.result
     if place.rank is None:
-        return f"    -    nan              -   {result.name}: {records.as_row(result)['error']}"
+        return f"    -    nan  {'':<5}  {'-':>10}  {result.name}: {records.as_row(result)['error']}"
     chance = f"{place.beats_next:.0%}" if place.beats_next is not None else "-"
     place_and_mark = f"{place.rank:4d}{'=' if place.tied else ' '}"
     return f"{place_and_mark}  {result.score:5.2f} ± {result.std:4.2f}  {chance:>10}  {result.name}"

@@ -151,7 +151,7 @@ class _Table:
         self._bar = bar
 
     def __enter__(self) -> _Table:
-        self._print("score    std   95% range   coverage  picture")
+        self._print(f"score  {'std':>5}  {'95% range':>10}  coverage  picture")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -160,7 +160,7 @@ class _Table:
     def write(self, result: ImageScore) -> None:
         row = records.as_row(result)
         if row["error"]:
-            self._print(f"  nan      -           -         -   {result.name}: {row['error']}")
+            self._print(f"  nan  {'-':>5}  {'-':>10}  {'-':>8}  {result.name}: {row['error']}")
             return
         numbers = f"{row['score']:5.2f}  {row['std']:5.2f}  {row['low']:.2f}..{row['high']:.2f}  {row['coverage']:8.1%}"
         self._print(f"{numbers}  {result.name}")

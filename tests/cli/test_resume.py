@@ -1,0 +1,176 @@
+"""A run that is killed at any moment goes on without losing or repeating a row, and never with other settings."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vqr1_metric import records
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*only .*% of the model's answers")
+
+
+def rows_of(path: Path) -> list[tuple[str, float]]:
+    if path.suffix == ".jsonl":
+        rows = map(json.loads, path.read_text().splitlines())
+    else:
+        rows = csv.DictReader(path.read_text().splitlines())
+    return [(Path(row["path"]).name, float(row["score"])) for row in rows]
+
+
+@pytest.fixture
+def folder(write_pictures, tmp_path: Path) -> Path:
+    write_pictures(tmp_path / "photos", [f"{i:03}.png" for i in range(5)])
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_file_cut_anywhere_is_completed(vqr1, folder: Path, tmp_path: Path, suffix: str):
+    output = tmp_path / f"scores{suffix}"
+    assert vqr1("score", folder, "-o", output).code == 0
+    whole, expected = output.read_bytes(), rows_of(output)
+    lines = whole.splitlines(keepends=True)
+    ends = [sum(map(len, lines[:n])) for n in range(len(lines) + 1)]
+    for size in sorted({0, 1, 30, *ends, *(end - 1 for end in ends[1:]), *(end + 1 for end in ends[:-1])}):
+        output.write_bytes(whole[:size])
+        assert vqr1("score", folder, "-o", output, "--resume", "--silent").code == 0
+        assert [name for name, _ in rows_of(output)] == [name for name, _ in expected]
+        assert [s for _, s in rows_of(output)] == pytest.approx([s for _, s in expected], abs=2e-5)
+
+
+def test_the_summary_is_of_all_rows_and_a_finished_file_loads_no_model(vqr1, folder: Path, tmp_path: Path, monkeypatch):
+    output = tmp_path / "scores.csv"
+    first = json.loads(vqr1("score", folder, "-o", output, "--json").out)
+    monkeypatch.setattr("vqr1_metric.scorer.QualityScorer.backend", property(lambda self: pytest.fail("loaded")))
+    again = vqr1("score", folder, "-o", output, "--resume")
+    assert "5, 0 of them new" in again.out
+    summary = json.loads(vqr1("score", folder, "-o", output, "--resume", "--json").out)
+    assert {**summary, "mean": None, "interval": None} == {**first, "mean": None, "interval": None}
+    assert [summary["mean"], *summary["interval"]] == pytest.approx([first["mean"], *first["interval"]], abs=1e-6)
+
+
+def test_new_pictures_are_added(vqr1, write_pictures, folder: Path, tmp_path: Path):
+    output = tmp_path / "scores.csv"
+    vqr1("score", folder, "-o", output)
+    before = output.read_bytes()
+    write_pictures(folder, ["000b.png"])
+    assert "6, 1 of them new" in vqr1("score", folder, "-o", output, "--resume").out
+    assert output.read_bytes().startswith(before)
+    assert rows_of(output)[-1][0] == "000b.png"
+
+
+def test_resume_without_a_file_starts_one(vqr1, folder: Path, tmp_path: Path):
+    assert vqr1("score", folder, "-o", tmp_path / "scores.csv", "--resume").code == 0
+    assert len(rows_of(tmp_path / "scores.csv")) == 5
+
+
+def test_a_file_in_the_way_is_kept_unless_overwritten(vqr1, folder: Path, tmp_path: Path):
+    output = tmp_path / "scores.csv"
+    output.write_text("mine\n")
+    outcome = vqr1("score", folder, "-o", output)
+    assert outcome.code == 1
+    assert "exists: --resume continues it, --overwrite replaces it" in outcome.err
+    assert vqr1("score", folder, "-o", output, "--resume").code == 1  # nothing says what made it
+    assert output.read_text() == "mine\n"
+    assert vqr1("score", folder, "-o", output, "--overwrite").code == 0
+    assert len(rows_of(output)) == 5
+
+
+def test_other_settings_are_refused(vqr1, folder: Path, tmp_path: Path, tiny_qwen2_vl: Path, tiny_qwen2_5_vl: Path):
+    output = tmp_path / "scores.csv"
+    vqr1("score", folder / "000.png", "-o", output)
+    before = output.read_bytes()
+    resume = ("score", folder, "-o", output, "--resume")
+    for outcome, setting in (
+        (vqr1(*resume, model=tiny_qwen2_vl), "model"),
+        (vqr1(*resume, "--mode", "think"), "mode"),
+        (vqr1(*resume, "--dtype", "float64"), "dtype"),
+        (vqr1(*resume, "--max-pixels", 5000), "max_pixels"),
+    ):
+        assert outcome.code == 1
+        assert f"was made with {setting} " in outcome.err
+        assert outcome.err.splitlines()[-1].endswith("Use the same settings, or another output file.")
+        assert output.read_bytes() == before
+    for key, value in (("revision", "sha256:0"), ("prompt", "visualquality-r1/0")):
+        meta = records.read_meta(output)
+        records.write_meta(output, {**meta, key: value})
+        assert f"was made with {key} '{value}'" in vqr1(*resume).err
+        records.write_meta(output, meta)
+    assert output.read_bytes() == before
+    assert vqr1(*resume).code == 0
+
+
+def test_interrupted(vqr1, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    output = tmp_path / "scores.csv"
+    write = records.RecordWriter.write
+
+    def interrupted_at_the_fourth(self: records.RecordWriter, result) -> None:
+        if result.name.endswith("003.png"):
+            raise KeyboardInterrupt
+        write(self, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.RecordWriter, "write", interrupted_at_the_fourth)
+        outcome = vqr1("score", folder, "-o", output)
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == f"vqr1: interrupted: 3 rows are in {output}, --resume continues there"
+    assert len(rows_of(output)) == 3
+    assert "5, 2 of them new" in vqr1("score", folder, "-o", output, "--resume").out
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from vqr1_metric import cli, records
+
+write = records.RecordWriter.write
+
+def half(self, result):
+    if result.name.endswith("003.png"):
+        whole = self._file
+        class Half:
+            def write(self, line):
+                whole.write(line[: len(line) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+        self._file = Half()
+    write(self, result)
+
+records.RecordWriter.write = half
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")
+def test_killed_while_writing_a_row(vqr1, folder: Path, tmp_path: Path, tiny_qwen2_5_vl: Path):
+    output = tmp_path / "scores.csv"
+    arguments = ["score", folder, "-o", output, "--model", tiny_qwen2_5_vl, "--device", "cpu", "--silent"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, *arguments], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert not output.read_bytes().endswith(b"\n")
+    assert "5, 2 of them new" in vqr1("score", folder, "-o", output, "--resume").out
+    assert [name for name, _ in rows_of(output)] == [f"{i:03}.png" for i in range(5)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL there")
+def test_killed_at_an_arbitrary_moment(vqr1, write_pictures, tmp_path: Path, tiny_qwen2_5_vl: Path):
+    folder, output = tmp_path / "many", tmp_path / "scores.csv"
+    names = [path.name for path in write_pictures(folder, [f"{i:03}.png" for i in range(160)], side=28)]
+    command = [sys.executable, "-m", "vqr1_metric.cli", "score", folder, "-o", output, "--silent"]
+    process = subprocess.Popen([*command, "--model", tiny_qwen2_5_vl, "--device", "cpu"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (output.exists() and output.stat().st_size > 1000):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    written = output.read_bytes().count(b"\n") - 1
+    assert 0 < written < 160
+    outcome = vqr1("score", folder, "-o", output, "--resume")
+    assert f"160, {160 - written} of them new" in outcome.out
+    assert [name for name, _ in rows_of(output)] == names
