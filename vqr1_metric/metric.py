@@ -105,6 +105,8 @@ class VisualQualityR1Score(Metric):
         **kwargs: Any,
     ) -> None:
         options = {name: kwargs.pop(name) for name in _SCORER_OPTIONS & set(kwargs)}
+        # A rank without new pictures would return its cached value and let the others wait for it, forever.
+        kwargs.setdefault("compute_with_cache", False)
         super().__init__(**kwargs)
         if on_error not in ("nan", "raise"):
             raise ValueError(f"Expected on_error to be 'nan' or 'raise', but got {on_error!r}.")
