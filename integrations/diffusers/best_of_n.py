@@ -9,15 +9,14 @@ from typing import Any, Literal, overload
 
 import torch
 
-from vqr1_metric.functional.distribution import ScoreDistribution
-from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate, as_pil, finish
+from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate, finish
 from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, check_previews
+from vqr1_metric.integrations.diffusers.scoring import PictureScorer
 from vqr1_metric.integrations.diffusers.steering import Snapshot, Steering
 from vqr1_metric.integrations.diffusers.support import PER_PROMPT, PipeInterface
 from vqr1_metric.results import ImageScore
 
 Strategy = Literal["auto", "inplace", "restart"]
-BLANKED = "blanked by the safety checker of the pipeline"
 
 
 class BestOfN:
@@ -41,17 +40,14 @@ class BestOfN:
     def __init__(
         self, pipe: Any, metric: Any, *, update_metric: bool = False, batch_size: int = 4, frames: int = 4
     ) -> None:
-        self.scorer = getattr(metric, "scorer", metric)
-        if not hasattr(self.scorer, "score"):
-            raise TypeError(f"Expected a metric with a scorer or a QualityScorer, but got {type(metric).__name__}.")
+        self.picture_scorer = PictureScorer(metric, frames)
         if update_metric and not hasattr(metric, "update"):
             raise TypeError(f"Expected a metric to update, but got {type(metric).__name__}.")
-        if batch_size < 1 or frames < 1:
-            raise ValueError(f"Expected batch_size and frames of at least 1, but got {batch_size} and {frames}.")
+        if batch_size < 1:
+            raise ValueError(f"Expected batch_size of at least 1, but got {batch_size}.")
         self.interface = PipeInterface(pipe)
         self.pipe, self.metric, self.update_metric = pipe, metric, update_metric
         self.batch_size = batch_size if self.interface.batches else 1
-        self.frames = frames
 
     @overload
     def __call__(self, prompt: str | None = None, **arguments: Any) -> BestOfNOutput: ...
@@ -100,7 +96,7 @@ class BestOfN:
         if prompt is not None and "prompt" not in self.interface.defaults:
             raise TypeError(f"{self.interface.name} takes no prompt.")
         chosen = self._strategy(strategy, preview_at_ratio, arguments)
-        _ = self.scorer.backend  # a model that does not load fails here, not after minutes of denoising
+        self.picture_scorer.load()
         if not isinstance(prompt, list):
             return self._one(prompt, candidate_seeds, keep, preview_at_ratio, survivor_count, chosen, arguments)
         if not prompt:
@@ -153,7 +149,7 @@ class BestOfN:
             total_seconds=time.perf_counter() - run.started,
         )
         if self.update_metric:
-            self.metric.update([frame for image in output.images for frame in self._frames(image)])
+            self.metric.update([part for image in output.images for part in self.picture_scorer.parts(image)])
         return output
 
     def _strategy(self, strategy: Strategy, preview_at: float | None, arguments: dict[str, Any]) -> str:
@@ -171,37 +167,6 @@ class BestOfN:
                 f'strategy="inplace" is not known to give the same pictures: {reason}. Use "restart".'
             )
         return "restart"
-
-    # ---------------------------------------------------------------- pictures and scores
-
-    def _frames(self, picture: Any) -> list:
-        """The parts of one picture or video that are scored, as they would be saved."""
-        if not isinstance(picture, list) and getattr(picture, "ndim", 3) == 3:
-            return [as_pil(picture)]
-        count = min(self.frames, len(picture))
-        places = [round((i + 0.5) * len(picture) / count - 0.5) for i in range(count)]
-        return [as_pil(picture[place]) for place in places]
-
-    def score(self, pictures: Sequence[Any], blanked: Sequence[bool] | None = None) -> list[ImageScore]:
-        """Scores of pictures or videos (lists of frames); those a safety checker has blanked get NaN and say so."""
-        blanked = blanked or [False] * len(pictures)
-        frames = [[] if flag else self._frames(picture) for picture, flag in zip(pictures, blanked, strict=True)]
-        flat = iter(self.scorer.score([frame for group in frames for frame in group]))
-        results = []
-        for index, group in enumerate(frames):
-            scores = [next(flat) for _ in group]
-            if not scores:
-                results.append(ImageScore.failed(f"candidate {index}", BLANKED))
-            elif len(scores) == 1:
-                results.append(scores[0])
-            else:
-                mixed = ScoreDistribution.stack([score.distribution for score in scores]).mixture()
-                errors = [score.error for score in scores if score.error]
-                failed = len(errors) == len(scores)
-                results.append(
-                    ImageScore.failed(scores[0].name, errors[0]) if failed else ImageScore.of(scores[0].name, mixed)
-                )
-        return results
 
 
 class _Run:
@@ -254,7 +219,7 @@ class _Run:
 
     def _score(self, pictures: list, blanked: list[bool]) -> list[ImageScore]:
         started = time.perf_counter()
-        results = self.best.score(pictures, blanked)
+        results = self.best.picture_scorer(pictures, blanked)
         self.scoring_seconds += time.perf_counter() - started
         return results
 

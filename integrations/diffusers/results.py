@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from vqr1_metric.functional.distribution import ScoreDistribution
+from vqr1_metric.integrations.diffusers.scoring import as_pil
 from vqr1_metric.results import Comparison, ImageScore, RankedImage, rank_results
 
 
@@ -104,19 +105,6 @@ class BestOfNOutput:
             seed = "" if self.seeds[place] is None else f"  seed {self.seeds[place]}"
             draw.text((left + 2, top + 1), f"{self.scores[place]:.2f}{seed}", fill="black")
         return grid
-
-
-def as_pil(picture: Any) -> Image.Image:
-    """A picture as it would be saved: 8-bit RGB.
-
-    Args:
-        picture: a PIL picture, an array ``(H, W, 3)`` or a tensor ``(3, H, W)``, both floating in [0, 1].
-    """
-    if isinstance(picture, Image.Image):
-        return picture
-    if hasattr(picture, "detach"):
-        picture = picture.detach().float().cpu().permute(1, 2, 0).numpy()
-    return Image.fromarray((picture * 255).round().clip(0, 255).astype("uint8"))
 
 
 def finish(candidates: list[Candidate], keep: int, **figures: Any) -> BestOfNOutput:

@@ -23,7 +23,8 @@ from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, clea
 
 #: Components whose calls are counted in denoiser rows.
 DENOISERS = ("unet", "transformer", "transformer_2", "prior")
-_SKIPPED = (*DENOISERS, "controlnet")
+#: Components that are called at each step with the latents and what conditions them.
+CONDITIONED = (*DENOISERS, "controlnet")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Steering:
             vars(scheduler).update(state)
 
         self._undo.append(restore)
-        for name in _SKIPPED:
+        for name in CONDITIONED:
             module = getattr(self.pipe, name, None)
             if isinstance(module, torch.nn.Module):
                 self._gate(name, module)

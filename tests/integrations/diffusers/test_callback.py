@@ -1,0 +1,352 @@
+"""`VisualQualityR1Callback` in tiny random pipelines: previews, dropped candidates, stopped runs, a pipe left as it was."""
+
+import gc
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers_matrix import difference
+from stub_scorer import formula_scorer
+from tiny_pipelines import build
+
+from vqr1_metric.integrations.diffusers import BestOfN, UnsupportedError, VisualQualityR1Callback
+from vqr1_metric.integrations.diffusers.decoding import DECODED
+from vqr1_metric.integrations.diffusers.pruning import PRUNED
+from vqr1_metric.integrations.diffusers.schedulers import clean_prediction
+from vqr1_metric.scorer import QualityScorer
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+
+COUNTS = {"wan": "num_videos_per_prompt"}
+# Every family whose batch may be cut, and every scheduler, once.
+PAIRS = [
+    ("sd", "DDIMScheduler"),
+    ("sd", "LCMScheduler"),
+    ("sd", "TCDScheduler"),
+    ("sd", "DDPMScheduler"),
+    ("img2img", "EulerAncestralDiscreteScheduler"),
+    ("controlnet", "PNDMScheduler"),
+    ("controlnet", "DEISMultistepScheduler"),
+    ("sdxl", "HeunDiscreteScheduler"),
+    ("sdxl", "LMSDiscreteScheduler"),
+    ("sdxl", "DPMSolverMultistepScheduler"),
+    ("sdxl", "DPMSolverSinglestepScheduler"),
+    ("sdxl", "EulerDiscreteScheduler"),
+    ("sd3", "FlowMatchHeunDiscreteScheduler"),
+    ("flux", "FlowMatchEulerDiscreteScheduler"),
+    ("flux2", "FlowMatchEulerDiscreteScheduler"),
+    ("sana", "FlowMatchEulerDiscreteScheduler"),
+    ("qwen_image", "FlowMatchEulerDiscreteScheduler"),
+    ("wan", "UniPCMultistepScheduler"),
+]
+
+
+@pytest.fixture
+def sd():
+    return build("sd")
+
+
+def call(tiny, n, callback=None, family="sd", **options):
+    """The pictures of n candidates with the seeds 0 to n - 1."""
+    arguments = tiny.arguments | {"output_type": "np", COUNTS.get(family, "num_images_per_prompt"): n} | options
+    if callback is not None:
+        arguments |= {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": callback.tensor_inputs}
+    output = tiny.pipe(generator=[torch.Generator().manual_seed(i) for i in range(n)], **arguments)
+    return output.frames if hasattr(output, "frames") else output.images
+
+
+def patched(pipe):
+    """Is anything of the callback's still in the pipe?"""
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    return "step" in vars(pipe.scheduler) or any("_compiled_call_impl" in vars(module) for module in modules)
+
+
+def test_it_is_a_pipeline_callback_and_records_every_candidate(sd):
+    scorer = formula_scorer()
+    callback = VisualQualityR1Callback(scorer, every=2)
+    assert isinstance(callback, PipelineCallback)
+    pictures = call(sd, 3, callback)
+    assert [(r.step, r.candidate) for r in callback.records] == [(s, c) for s in (1, 3, 5) for c in range(3)]
+    for record in callback.records:
+        assert record.score == scorer.score(record.preview)[0].score
+    assert difference(pictures, call(sd, 3)) == 0
+    # After the last step the predicted clean picture is the picture.
+    last = [record for record in callback.records if record.step == 5]
+    for record, picture in zip(last, pictures, strict=True):
+        assert difference(record.preview, (picture * 255).round()) <= 1
+    assert not patched(sd.pipe)
+
+
+def test_steps():
+    tiny = build("sd")
+    for options, steps in [
+        ({"every": 1}, [1, 2, 3, 4, 5]),
+        ({"every": 4}, [3]),
+        ({"at_step": 1}, [1]),
+        ({"at_ratio": 0.5}, [3]),
+        ({"at_ratio": 0.0}, [1]),
+    ]:
+        callback = VisualQualityR1Callback(formula_scorer(), **options)
+        call(tiny, 1, callback)
+        assert [record.step for record in callback.records] == steps
+
+
+@pytest.mark.parametrize(
+    "family", ["sd", "controlnet", "sdxl", "sd3", "flux", "flux2", "sana", "qwen_image", "z_image", "wan"]
+)
+def test_previews_are_what_the_pipe_itself_decodes(family):
+    tiny = build(family)
+    assert type(tiny.pipe).__name__ in DECODED
+    tiny.arguments["output_type"] = "pil"
+    callback = VisualQualityR1Callback(formula_scorer(), at_step=2)
+    call(tiny, 2, callback, family, output_type="pil")
+    arguments = dict(tiny.arguments)
+    # A preview after three of six steps: BestOfN lets the pipe decode.
+    reference = BestOfN(tiny.pipe, formula_scorer())(
+        arguments.pop("prompt"), n=2, preview_at_ratio=0.5, survivors=1, **arguments
+    )
+    for record, candidate in zip(callback.records, reference.records, strict=True):
+        pairs = (
+            zip(record.preview, candidate.preview, strict=True)
+            if family == "wan"
+            else [(record.preview, candidate.preview)]
+        )
+        assert max(difference(a, b) for a, b in pairs) <= 1
+
+
+@pytest.mark.parametrize(("family", "scheduler"), PAIRS)
+def test_dropping_candidates_leaves_the_others_as_they_were(family, scheduler):
+    tiny = build(family, scheduler)
+    everyone = call(tiny, 4, family=family)
+    for keep in (2, 1):
+        callback = VisualQualityR1Callback(formula_scorer(), at_ratio=0.5, keep=keep)
+        pictures = call(tiny, 4, callback, family)
+        scores = [record.score for record in callback.records]
+        assert callback.kept == sorted(sorted(range(4), key=lambda i: -scores[i])[:keep])
+        assert len(pictures) == keep
+        for picture, candidate in zip(pictures, callback.kept, strict=True):
+            assert difference(picture, everyone[candidate]) <= 1e-5
+    assert not patched(tiny.pipe)
+
+
+def test_pairs_hold_every_family_whose_batch_may_be_cut():
+    assert {type(build(family).pipe).__name__ for family, _ in PAIRS} == PRUNED
+
+
+def test_stochastic_ddim(sd):
+    everyone = call(sd, 4, eta=1.0)
+    callback = VisualQualityR1Callback(formula_scorer(), at_ratio=0.5, keep=2)
+    pictures = call(sd, 4, callback, eta=1.0)
+    assert difference(pictures, everyone[callback.kept]) <= 1e-5
+
+
+def test_dropping_saves_denoiser_rows(sd):
+    rows = []
+    sd.pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    call(sd, 4, VisualQualityR1Callback(formula_scorer(), at_step=2, keep=1))
+    assert rows == [8, 8, 8, 2, 2, 2]
+
+
+def test_stopping_returns_the_previews(sd):
+    callback = VisualQualityR1Callback(formula_scorer(), at_step=2, stop_below=4.99)
+    steps = []
+    sd.pipe.unet.register_forward_pre_hook(lambda module, args: steps.append(1))
+    pictures = call(sd, 2, callback)
+    assert callback.stopped
+    assert len(steps) == 3
+    for record, picture in zip(callback.records, pictures, strict=True):
+        assert difference(record.preview, (picture * 255).round()) <= 1
+    callback = VisualQualityR1Callback(formula_scorer(), at_step=2, stop_below=1.0)
+    call(sd, 2, callback)
+    assert not callback.stopped
+    assert len(steps) == 3 + 6
+
+
+def test_logs(sd):
+    seen, scalars, wandb = [], [], []
+    for log in (
+        seen.append,
+        SimpleNamespace(add_scalar=lambda *values: scalars.append(values)),
+        SimpleNamespace(log=wandb.append),
+    ):
+        callback = VisualQualityR1Callback(formula_scorer(), at_step=2, log=log)
+        call(sd, 2, callback)
+    scores = [record.score for record in callback.records]
+    expected = {"vqr1/best": max(scores), "vqr1/mean": sum(scores) / 2, "vqr1/candidates": 2}
+    assert seen == wandb == [expected | {"step": 2}]
+    assert scalars == [(name, value, 2) for name, value in expected.items()]
+
+
+def test_among_other_callbacks(sd):
+    class Other(PipelineCallback):
+        tensor_inputs = ["prompt_embeds"]  # noqa: RUF012 (as in diffusers' own)
+        steps = 0
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            self.steps += 1
+            return dict(callback_kwargs)
+
+    first, callback, last = Other(), VisualQualityR1Callback(formula_scorer(), at_step=2, keep=2), Other()
+    everyone = call(sd, 4)
+    pictures = call(sd, 4, MultiPipelineCallbacks([first, callback, last]))
+    assert first.steps == last.steps == 6
+    assert difference(pictures, everyone[callback.kept]) <= 1e-5
+
+
+def test_a_real_model_scores_previews_as_pictures(sd, tiny_qwen2_5_vl):
+    scorer = QualityScorer(str(tiny_qwen2_5_vl), device="cpu")
+    callback = VisualQualityR1Callback(SimpleNamespace(scorer=scorer), at_step=3)
+    call(sd, 2, callback)
+    assert [r.score for r in callback.records] == [s.score for s in scorer.score([r.preview for r in callback.records])]
+
+
+@pytest.mark.parametrize("failing_call", [3, 5])
+def test_pipe_is_left_as_found_after_an_exception(sd, failing_call):
+    everyone = call(sd, 4)
+    calls = []
+
+    def fail(module, args):
+        calls.append(1)
+        if len(calls) == failing_call:
+            raise RuntimeError("out of memory")
+
+    hook = sd.pipe.unet.register_forward_pre_hook(fail)
+    callback = VisualQualityR1Callback(formula_scorer(), at_step=2, keep=2)
+    try:
+        call(sd, 4, callback)
+    except RuntimeError as error:
+        assert "out of memory" in str(error)
+        # Even while the exception, and with it the interrupted call, is alive: another batch passes untouched.
+        assert difference(call(sd, 2), everyone[:2]) <= 1e-5
+    else:
+        pytest.fail("nothing was raised")
+    hook.remove()
+    gc.collect()
+    assert not patched(sd.pipe)
+    assert difference(call(sd, 4), everyone) == 0
+    pictures = call(sd, 4, callback)
+    assert difference(pictures, everyone[callback.kept]) <= 1e-5
+
+
+def test_bad_arguments(sd):
+    scorer = formula_scorer()
+    for error, match, options in [
+        (ValueError, "exactly one of", {}),
+        (ValueError, "exactly one of", {"every": 2, "at_step": 3}),
+        (ValueError, "at_step of at least 1", {"at_step": 0}),
+        (ValueError, "every of at least 1", {"every": 0}),
+        (ValueError, "at_ratio in", {"at_ratio": 1.0}),
+        (ValueError, "keep of at least 1", {"every": 2, "keep": 0}),
+        (TypeError, "log to be", {"every": 2, "log": 3}),
+    ]:
+        with pytest.raises(error, match=match):
+            VisualQualityR1Callback(scorer, **options)
+    with pytest.raises(TypeError, match="a metric with a scorer"):
+        VisualQualityR1Callback(object(), every=2)
+    with pytest.raises(ValueError, match="at_step below the 6 steps"):
+        call(sd, 1, VisualQualityR1Callback(scorer, at_step=6))
+    with pytest.raises(ValueError, match="one prompt a call"):
+        sd.pipe(
+            **(sd.arguments | {"prompt": ["a cat", "a dog"]}),
+            callback_on_step_end=VisualQualityR1Callback(scorer, at_step=2, keep=1),
+        )
+    assert not patched(sd.pipe)
+
+
+def test_missing_latents():
+    tiny = build("flux")
+    callback = VisualQualityR1Callback(formula_scorer(), at_step=2)
+    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs"):
+        tiny.pipe(**tiny.arguments, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def test_pipelines_whose_batch_must_not_be_cut():
+    for family in ("inpaint", "z_image"):
+        tiny = build(family)
+        with pytest.raises(UnsupportedError, match="not known to be exact"):
+            call(tiny, 2, VisualQualityR1Callback(formula_scorer(), at_step=2, keep=1))
+
+
+def test_pipelines_without_a_known_decoder(sd):
+    class Other(type(sd.pipe)):
+        pass
+
+    pipe = Other(**sd.pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    tiny = SimpleNamespace(pipe=pipe, arguments=sd.arguments)
+    with pytest.raises(UnsupportedError, match="use BestOfN"):
+        call(tiny, 1, VisualQualityR1Callback(formula_scorer(), at_step=2))
+
+    def decode(pipe: DiffusionPipeline, latents):
+        images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        return pipe.image_processor.postprocess(images.detach(), output_type="pil")
+
+    own = VisualQualityR1Callback(formula_scorer(), at_step=2, decode=decode)
+    call(tiny, 2, own)
+    known = VisualQualityR1Callback(formula_scorer(), at_step=2)
+    call(sd, 2, known)
+    assert [r.score for r in own.records] == pytest.approx([r.score for r in known.records], abs=0.02)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "HeunDiscreteScheduler",
+    ],
+)
+def test_clean_predictions_are_those_of_the_schedulers(name, prediction_type):
+    import diffusers
+
+    if (name, prediction_type) == ("EulerAncestralDiscreteScheduler", "sample"):
+        pytest.skip("the scheduler has no such prediction")
+    scheduler = getattr(diffusers, name)(prediction_type=prediction_type)
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 4, 8, 8, generator=generator) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        scheduler.scale_model_input(sample, timestep)
+        output = torch.randn(2, 4, 8, 8, generator=generator)
+        clean = clean_prediction(scheduler, output, timestep, sample)
+        result = scheduler.step(output, timestep, sample)
+        assert torch.allclose(clean, result.pred_original_sample, atol=1e-4, rtol=1e-4)
+        sample = result.prev_sample
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
+def test_clean_predictions_of_the_solvers(name, prediction_type):
+    import diffusers
+
+    scheduler = getattr(diffusers, name)(prediction_type=prediction_type)
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 4, 8, 8, generator=generator)
+    for timestep in scheduler.timesteps:
+        output = torch.randn(2, 4, 8, 8, generator=generator)
+        clean = clean_prediction(scheduler, output, timestep, sample)
+        theirs = scheduler.convert_model_output(output, sample=sample)
+        if name != "DEISMultistepScheduler":  # which converts to noise
+            assert torch.allclose(clean, theirs, atol=1e-4, rtol=1e-4)
+        else:
+            alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index])
+            assert torch.allclose(alpha * clean + sigma * theirs, sample, atol=1e-4)
+        sample = scheduler.step(output, timestep, sample).prev_sample
+
+
+def test_clean_prediction_of_an_exact_denoiser_is_the_clean_picture():
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 2, 4, 8, 8, generator=generator)
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(5)
+    for timestep in scheduler.timesteps:
+        sample = scheduler.add_noise(clean, noise, timestep[None])
+        assert torch.allclose(clean_prediction(scheduler, noise, timestep, sample), clean, atol=1e-3)
