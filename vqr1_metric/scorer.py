@@ -213,9 +213,17 @@ class QualityScorer:
 
     @property
     def fingerprint(self) -> int:
-        """A 48-bit number of everything that decides a score, known before any weights load (exact in float64 too)."""
+        """A 48-bit number of everything that decides a score, known before any weights load (exact in float64 too).
+
+        Where the model runs is no part of it: the ranks of a distributed run use one GPU each.
+        """
         given = self._given_backend
-        spec = asdict(self.spec) if given is None else [given.model_id, given.revision]
+        spec = asdict(self.spec) | {"device": None, "device_map": None}
+        if self.spec.dtype is None:  # what it then is depends on the kind of device
+            on_cpu = torch.device(self.spec.resolved_device()).type == "cpu" and not self.spec.device_map
+            spec["dtype"] = "automatic on a CPU" if on_cpu else "automatic"
+        if given is not None:
+            spec = [given.model_id, given.revision]
         sampling = None if self.mode == "score" else [asdict(self.sampling), self.thinking, self.add_vision_id]
         recipe = [spec, self.mode, PROMPT_VERSION, self.min_pixels, self.max_pixels, sampling]
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).digest()

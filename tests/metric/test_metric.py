@@ -297,6 +297,14 @@ def test_a_checkpointed_state_knows_its_configuration(scorer, tiny_qwen2_5_vl):
         VisualQualityR1Score(str(tiny_qwen2_5_vl), "think", device="cpu").load_state_dict(dict(state))
 
 
+def test_where_the_model_runs_is_no_part_of_the_configuration(tiny_qwen2_5_vl):
+    """Or the ranks of a distributed run, which use one GPU each, would refuse each other."""
+    metrics = [VisualQualityR1Score(str(tiny_qwen2_5_vl), device=d, dtype="float32") for d in ("cpu", "cpu:0", "meta")]
+    assert all(torch.equal(metric.fingerprint, metrics[0].fingerprint) for metric in metrics)
+    automatic = [VisualQualityR1Score(str(tiny_qwen2_5_vl), device=device) for device in ("cpu", "meta")]
+    assert not torch.equal(automatic[0].fingerprint, automatic[1].fingerprint)  # float32 here, bfloat16 there
+
+
 def test_unload_leaves_no_weights_behind(tiny_qwen2_5_vl):
     import gc
     import weakref
@@ -376,7 +384,7 @@ def test_min_max(scorer):
 
 
 def test_tracker(scorer):
-    tracker = MetricTracker(VisualQualityR1Score(scorer=scorer))
+    tracker = MetricTracker(VisualQualityR1Score(scorer=scorer), maximize=True)
     values = []
     for seed in range(3):
         tracker.increment()
