@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import weakref
-from array import array
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vqr1_metric import __version__, records
-from vqr1_metric.cli.score import mean_interval
+from vqr1_metric.cli.score import Tally
 from vqr1_metric.prompts import PROMPT_VERSION
 from vqr1_metric.results import ImageScore
 from vqr1_metric.scorer import QualityScorer
@@ -277,15 +276,20 @@ def test_no_result_is_kept(vqr1, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0 < max(alive) <= 65
 
 
-def test_interval_of_the_mean():
-    random = np.random.default_rng(3)
-    scores = array("d", random.normal(3, 0.5, 400))
-    low, high = mean_interval(scores)
-    center, margin = np.mean(scores), 1.96 * np.std(scores, ddof=1) / 20
-    assert (low, high) == pytest.approx((center - margin, center + margin), abs=0.01)
-    assert mean_interval(scores) == (low, high)
-    many = array("d", random.normal(3, 0.5, 20_001))
-    margin = 1.96 * np.std(many, ddof=1) / math.sqrt(20_001)
-    assert mean_interval(many) == pytest.approx((np.mean(many) - margin, np.mean(many) + margin), abs=1e-5)
-    assert mean_interval(array("d", [3.0])) is None
-    assert mean_interval(array("d")) is None
+def test_tally():
+    tally = Tally()
+    assert (tally.summary()["mean"], tally.summary()["interval"]) == (None, None)
+    tally.add(3.0)
+    tally.add(math.nan)
+    summary = tally.summary()
+    assert (summary["pictures"], summary["scored"], summary["failed"]) == (2, 1, 1)
+    assert (summary["mean"], summary["interval"]) == (3.0, None)
+    scores = np.random.default_rng(3).normal(3, 0.5, 400)
+    for score in scores[1:]:
+        tally.add(score)
+    scores[0] = 3.0
+    summary = tally.summary()
+    margin = 1.96 * np.std(scores, ddof=1) / 20
+    assert summary["mean"] == pytest.approx(scores.mean())
+    assert summary["interval"] == pytest.approx([scores.mean() - margin, scores.mean() + margin], abs=0.01)
+    assert summary == tally.summary()

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from vqr1_metric.scorer import QualityScorer
 
 _LEVEL = 0.95
-_RESAMPLES = 1000
-#: Above this many scores the bootstrap's distribution of the mean is normal for all purposes, and slow to draw.
-_BOOTSTRAP_BELOW = 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,34 +111,21 @@ class Tally:
             self.scores.append(score)
 
     def summary(self) -> dict[str, Any]:
-        """The mean of the scores there are, with its 95% interval."""
-        mean = sum(self.scores) / self.scored if self.scored else None
+        """The mean of the scores there are, with its 95% interval (bootstrap over pictures); None without scores."""
+        import torch
+
+        from vqr1_metric.functional.bootstrap import bootstrap_mean_interval
+
+        mean, interval = None, None
+        if self.scored:
+            scores = torch.frombuffer(self.scores, dtype=torch.float64)
+            mean = float(scores.mean())
+            if self.scored > 1:
+                interval = [float(bound) for bound in bootstrap_mean_interval(scores, _LEVEL)]
         return {
             "pictures": self.rows, "scored": self.scored, "failed": self.rows - self.scored, "mean": mean,
-            "interval": mean_interval(self.scores), "level": _LEVEL,
+            "interval": interval, "level": _LEVEL,
         }  # fmt: skip
-
-
-def mean_interval(scores: array, level: float = _LEVEL) -> tuple[float, float] | None:
-    """Interval of the mean over pictures: percentile bootstrap, 1000 resamples, fixed seed.
-
-    None for fewer than two scores. For more than 20,000 the normal interval, mean ± z s / sqrt(n), which the bootstrap
-    has converged to by then.
-    """
-    import numpy as np
-
-    if len(scores) < 2:
-        return None
-    values = np.frombuffer(scores, dtype=np.float64)
-    if len(values) > _BOOTSTRAP_BELOW:
-        from statistics import NormalDist
-
-        margin = NormalDist().inv_cdf((1 + level) / 2) * values.std(ddof=1) / math.sqrt(len(values))
-        return float(values.mean() - margin), float(values.mean() + margin)
-    random = np.random.default_rng(0)
-    means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(_RESAMPLES)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 class _Table:
