@@ -1,0 +1,163 @@
+"""Statistics against SciPy, hand calculations and published values."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vqr1_metric.evaluation.agreement import STATISTICS, agreement, fit, logistic_4, logistic_5, resample
+from vqr1_metric.evaluation.significance import compare_scorers, holm, two_sided, williams
+
+
+def pair(n: int = 60, noise: float = 0.7, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    opinions = random.normal(size=n)
+    return opinions + noise * random.normal(size=n), opinions
+
+
+def test_correlations_are_those_of_scipy() -> None:
+    x, y = pair()
+    x = np.round(x, 1)  # with ties
+    found = agreement(x, y, resamples=0).values
+    assert found["srcc"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert found["plcc"] == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
+    assert found["krcc"] == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
+
+
+def test_pairwise_accuracy_by_counting() -> None:
+    random = np.random.default_rng(1)
+    x, y = random.integers(0, 6, 30).astype(float), random.integers(0, 5, 30).astype(float)
+    right = total = 0.0
+    for i in range(30):
+        for j in range(i):
+            if y[i] != y[j]:
+                total += 1
+                right += 0.5 if x[i] == x[j] else float((x[i] > x[j]) == (y[i] > y[j]))
+    assert agreement(x, y, resamples=0).values["pairwise"] == pytest.approx(right / total, abs=1e-12)
+
+
+def test_logistic_maps_recover_what_made_the_data() -> None:
+    x = np.linspace(1, 5, 80)
+    four = logistic_4(x, 90.0, 10.0, 3.2, 0.4)
+    five = logistic_5(x, 40.0, 2.5, 2.8, 3.0, 50.0)
+    assert np.abs(fit(x, four, "4")(x) - four).max() < 1e-3
+    assert np.abs(fit(x, five, "5")(x) - five).max() < 1e-3
+    assert fit(x, four, "4")(3.2) == pytest.approx(50.0, abs=1e-3)
+    found = agreement(x, four, resamples=0).values
+    assert found["plcc_4"] == pytest.approx(1.0, abs=1e-6) and found["rmse_4"] < 1e-3
+    assert found["plcc"] < 0.999
+
+
+def test_five_parameter_map_is_never_worse_than_a_line() -> None:
+    for seed in range(8):
+        x, y = pair(40, 1.5, seed)
+        found = agreement(x, y, resamples=0).values
+        assert found["plcc_5"] >= abs(found["plcc"]) - 1e-9
+        line = np.polyval(np.polyfit(x, y, 1), x)
+        assert found["rmse_5"] <= np.sqrt(np.mean((line - y) ** 2)) + 1e-9
+
+
+def test_scene_correlation_is_the_mean_over_scenes() -> None:
+    scenes = ["a"] * 4 + ["b"] * 4 + ["c"] * 2 + ["d"] * 4
+    x = np.array([1, 2, 3, 4, 4, 3, 2, 1, 1, 2, 5, 5, 5, 5], float)
+    y = np.array([1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 1, 2, 3, 4], float)
+    found = agreement(x, y, scenes, resamples=0)
+    # a: 1, b: -1, c has two versions only, d is judged all the same, which counts as no agreement
+    assert found.values["scene_srcc"] == pytest.approx(0.0) and found.scenes == 3
+    assert found.resampled == "scenes"
+    assert math.isnan(agreement(x, y, resamples=0).values["scene_srcc"])
+
+
+def test_intervals_are_those_of_scipys_bootstrap() -> None:
+    x, y = pair(80)
+    found = agreement(x, y, resamples=2000)
+    wanted = stats.bootstrap(
+        (x, y), lambda a, b: stats.pearsonr(a, b).statistic, paired=True, vectorized=False, n_resamples=2000,
+        method="percentile", rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert found.intervals["plcc"] == pytest.approx((wanted.low, wanted.high), abs=0.02)
+    assert agreement(x, y, resamples=200) == agreement(x, y, resamples=200)
+    assert agreement(x, y, resamples=200).intervals != agreement(x, y, resamples=200, seed=1).intervals
+
+
+def test_bootstrap_draws_whole_scenes() -> None:
+    groups = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    for draw in resample(9, 20, 0, groups):
+        counts = np.bincount(groups[draw], minlength=3) / np.array([3, 2, 4])
+        assert (counts == counts.round()).all() and counts.sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "reason"),
+    [
+        ([1, 2, 3], [1, 2, 3], "3 pictures with a score are too few"),
+        ([3, 3, 3, 3, 3], [1, 2, 3, 4, 5], "every picture has the same score, 3"),
+        ([1, 2, 3, 4, 5], [2, 2, 2, 2, 2], "every picture has the same label, 2"),
+        ([], [], "0 pictures"),
+    ],
+)
+def test_undefined_is_nan_with_a_reason(x: list, y: list, reason: str) -> None:
+    found = agreement(x, y, resamples=50)
+    assert all(math.isnan(found.values[name]) for name in STATISTICS)
+    assert all(math.isnan(end) for ends in found.intervals.values() for end in ends)
+    assert reason in found.reasons["srcc"]
+
+
+def test_pictures_without_a_score_are_left_out_and_counted() -> None:
+    x, y = pair()
+    full = agreement(x, y, resamples=0)
+    holes = agreement(np.r_[x, math.nan, math.inf], np.r_[y, 1.0, 2.0], resamples=0)
+    assert (holes.n, holes.left_out) == (60, 2)
+    assert holes.values == pytest.approx(full.values, nan_ok=True)
+    with pytest.raises(ValueError, match="Expected two vectors of one length"):
+        agreement([1, 2], [1, 2, 3])
+
+
+def test_williams_golden_values() -> None:
+    # The example of R's psych::r.test(103, .4, .5, .1) prints t value -0.89 and p < 0.37.
+    t, p = williams(0.4, 0.5, 0.1, 103)
+    assert (round(t, 2), round(p, 2)) == (-0.89, 0.37)
+    assert williams(0.5, 0.4, 0.1, 103) == (-t, p)
+    assert williams(0.6, 0.6, 1.0, 50) == (0.0, 1.0)
+    assert math.isnan(williams(0.6, 0.6, 0.5, 3)[0])
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    corrected = holm([0.01, math.nan, 0.04])
+    assert corrected[0] == pytest.approx(0.02) and math.isnan(corrected[1]) and corrected[2] == pytest.approx(0.04)
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_a_real_difference_is_found_and_a_tie_is_not() -> None:
+    random = np.random.default_rng(2)
+    y = random.normal(size=150)
+    good, bad = y + 0.4 * random.normal(size=150), y + 2.0 * random.normal(size=150)
+    found = compare_scorers(good, bad, y, resamples=300)
+    assert found.interval[0] > 0 and found.p_bootstrap < 0.02 and found.p_williams < 1e-4
+    assert found.difference == pytest.approx(found.a - found.b)
+    turned = compare_scorers(bad, good, y, resamples=300)
+    assert turned.difference == -found.difference and turned.p_williams == pytest.approx(found.p_williams)
+    same = compare_scorers(good, good * 2, y, resamples=100)
+    assert same.difference == 0 and same.p_bootstrap == 1.0 and same.p_williams == 1.0
+    constant = compare_scorers(np.ones(150), good, y)
+    assert math.isnan(constant.difference) and "same score" in constant.reason
+
+
+def test_false_alarms_are_as_rare_as_stated() -> None:
+    random = np.random.default_rng(3)
+    alarms = 0
+    for _ in range(200):
+        y = random.normal(size=60)
+        a, b = y + random.normal(size=60), y + random.normal(size=60)
+        ranks = [stats.rankdata(v) for v in (a, b, y)]
+        r = np.corrcoef(ranks)
+        alarms += williams(r[0, 2], r[1, 2], r[0, 1], 60)[1] < 0.05
+    assert alarms <= 20  # 10 expected, standard deviation 3
+
+
+def test_bootstrap_p_is_never_zero() -> None:
+    assert two_sided([1.0] * 99) == pytest.approx(0.02)
+    assert two_sided([-1.0, 1.0]) == 1.0
+    assert math.isnan(two_sided([math.nan]))

@@ -1,0 +1,133 @@
+"""`vqr1 evaluate` from label file to tables."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from evaluation_scorer import save_picture
+
+from vqr1_metric.cli import main
+
+
+def evaluate(folder: Path, *options: str, output: str = "out") -> dict:
+    arguments = ["evaluate", "--labels", str(folder / "labels.csv"), "--images", str(folder / "pictures")]
+    assert main([*arguments, "-o", str(folder / output), "--resamples", "50", "--silent", *options]) == 0
+    return json.loads((folder / output / "results.json").read_text())
+
+
+def scorers(results: dict) -> dict[str, dict]:
+    return {row["name"]: row for row in results["sets"][0]["scorers"]}
+
+
+def test_tables_hold_what_was_measured(labelled: Path, backend) -> None:
+    results = evaluate(labelled)
+    found = scorers(results)
+    assert list(found) == ["linear", "log Laplacian variance", "contrast"]
+    assert found["linear"]["n"] == 24 and 0.9 < found["linear"]["values"]["srcc"] < 1
+    assert found["linear"]["values"]["scene_srcc"] > 0 and found["linear"]["resampled"] == "scenes"
+    low, high = found["linear"]["intervals"]["srcc"]
+    assert low < found["linear"]["values"]["srcc"] <= high
+    assert found["linear"]["calibration"]["intervals"] == "distribution"
+    assert [row["other"] for row in results["sets"][0]["differences"]] == ["log Laplacian variance", "contrast"]
+    assert results["made_with"]["model"]["revision"] == "1" and results["made_with"]["seed"] == 0
+    text = (labelled / "out" / "table.md").read_text()
+    assert "## labels (24 pictures)" in text and "| linear | 24 | ." in text and "SRCC in scenes" in text
+    with (labelled / "out" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["srcc"]) == found["linear"]["values"]["srcc"] and rows[0]["kind"] == "model"
+    with (labelled / "out" / "labels.scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24 and float(rows[0]["linear"]) == pytest.approx(1 + 4 / 26, abs=0.02)
+
+
+def test_same_inputs_same_bytes_and_nothing_scored_twice(labelled: Path, backend) -> None:
+    evaluate(labelled)
+    first = {path.name: path.read_bytes() for path in sorted((labelled / "out").glob("*.*"))}
+    assert backend.pictures == 24
+    evaluate(labelled)
+    assert backend.pictures == 24  # all from the cache
+    assert first == {path.name: path.read_bytes() for path in sorted((labelled / "out").glob("*.*"))}
+
+
+def test_scores_of_others_stand_beside(labelled: Path, backend) -> None:
+    names = [line.split(",")[0] for line in (labelled / "labels.csv").read_text().splitlines()[1:]]
+    rows = [f"elsewhere/{name},{24 - i}" for i, name in enumerate(names)]
+    (labelled / "niqe.csv").write_text("\n".join(["path,score", *rows[:-1], f"{names[-1]},"]) + "\n")
+    options = ["--against", f"NIQE={labelled / 'niqe.csv'}", "--lower-better", "NIQE", "--no-baselines"]
+    results = evaluate(labelled, *options)
+    found = scorers(results)["NIQE"]
+    assert (found["n"], found["left_out"], found["kind"]) == (23, 1, "scores")
+    assert found["values"]["srcc"] > 0.9  # turned round
+    assert results["sets"][0]["dataset"]["problem_counts"] == {"no score": 1}
+    alone = evaluate(labelled, "--scores", str(labelled / "niqe.csv"), "--no-baselines", output="alone")
+    assert scorers(alone)["niqe"]["values"]["srcc"] < -0.9 and backend.pictures == 24
+
+
+def test_bad_labels_do_not_stop_the_run(labelled: Path, backend) -> None:
+    with (labelled / "labels.csv").open("a") as file:
+        file.write("gone.png,3\n0_0.png,9\nbroken.png,2\nword.png,good\n")
+    (labelled / "pictures" / "broken.png").write_bytes(b"not a picture")
+    save_picture(labelled / "pictures" / "unlabelled.png", 0.5)
+    results = evaluate(labelled)
+    counts = results["sets"][0]["dataset"]["problem_counts"]
+    # broken.png has no score from any of the three scorers
+    assert counts == {"missing picture": 1, "missing label": 2, "duplicate": 1, "bad row": 1, "no score": 3}
+    assert scorers(results)["linear"]["n"] == 23 and scorers(results)["linear"]["left_out"] == 1
+    problems = {(row["kind"], row["subject"]): row["detail"] for row in results["sets"][0]["dataset"]["problems"]}
+    assert "is not a picture" in problems["no score", "broken.png"]
+    assert "Left out or noted: 1 label rows without a picture" in (labelled / "out" / "table.md").read_text()
+
+
+def test_constant_predictions_and_few_rows_give_a_reason(labelled: Path, backend) -> None:
+    names = [line.split(",")[0] for line in (labelled / "labels.csv").read_text().splitlines()[1:]]
+    (labelled / "same.csv").write_text("image,score\n" + "".join(f"{name},3\n" for name in names))
+    results = evaluate(labelled, "--against", str(labelled / "same.csv"), "--no-baselines")
+    found = scorers(results)["same"]
+    assert found["values"]["srcc"] is None and "same score, 3" in found["reasons"]["srcc"]
+    assert "every picture has the same score" in results["sets"][0]["differences"][0]["reason"]
+    (labelled / "labels.csv").write_text("image,mos\n0_0.png,1\n0_1.png,2\n0_2.png,3\n")
+    results = evaluate(labelled, output="few")
+    assert results["sets"][0]["scorers"][0]["values"]["srcc"] is None
+    assert "3 pictures with a score are too few" in (labelled / "few" / "table.md").read_text()
+
+
+def test_dmos_turns_the_labels_round(labelled: Path, backend) -> None:
+    results = evaluate(labelled, "--lower-is-better")
+    assert scorers(results)["linear"]["values"]["srcc"] < -0.9
+    assert results["sets"][0]["dataset"]["lower_is_better"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "evaluate on what"),
+        (["--labels", "l.csv"], "where do the results go"),
+        (["--labels", "none.csv", "-o", "out"], "Expected a file"),
+        (["--suite", "paper", "-o", "out"], "where are the data sets"),
+        (["--suite", "none", "--root", ".", "-o", "out"], "Expected a suite"),
+        (["--dataset", "none", "--root", ".", "-o", "out"], "Expected a data set"),
+        (["--labels", "l.csv", "-o", "out", "--level", "2"], "expected --level between 0 and 1"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_list_says_where_to_get_each_set(capsys) -> None:
+    assert main(["evaluate", "--list"]) == 0
+    text = capsys.readouterr().out
+    for name in ["koniq", "spaq", "kadid10k", "agiqa3k", "tid2013", "biq2021", "bid", "clive", "liu13", "sriqa", "min19"]:
+        assert f"\n{name} " in f"\n{text}"
+    assert "https://database.mmsp-kn.de/koniq-10k-database.html" in text and "short edge of 768" in text
+
+
+@pytest.mark.filterwarnings("ignore:.*was this model trained for the question")
+def test_with_a_real_model(labelled: Path, tiny_qwen2_5_vl: Path) -> None:
+    results = evaluate(labelled, "--model", str(tiny_qwen2_5_vl), "--max-pixels", "3136")
+    found = results["sets"][0]["scorers"][0]
+    assert found["n"] == 24 and found["kind"] == "model"
+    assert found["identity"]["revision"].startswith("sha256:") and found["identity"]["max_pixels"] == 3136

@@ -1,0 +1,151 @@
+"""Label files: every form, separator, encoding and fault."""
+
+import math
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vqr1_metric.evaluation.labels import Item, LabelError, LabelSet, attach, count_problems
+from vqr1_metric.evaluation.readers import read_labels
+
+
+def write(folder: Path, text: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def picture(path: Path, value: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32), (value, 0, 0)).save(path)
+    return path
+
+
+def told(labels: LabelSet) -> list[tuple[str, float]]:
+    return [(item.image, item.mos) for item in labels.items]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", ", ", "\t "])
+def test_header_and_separators(tmp_path: Path, separator: str) -> None:
+    rows = [["image", "mos", "std", "scene", "method", "split"], ["a b.png", "3.5", "0.5", "s", "m", "testing"]]
+    rows += [["c.png", "2", "0.1", "s", "n", "Training"], ["d.png", "-1e-1", "", "", "", ""]]
+    labels = read_labels(write(tmp_path, "\n".join(separator.join(row) for row in rows)))
+    assert told(labels) == [("a b.png", 3.5), ("c.png", 2.0), ("d.png", -0.1)]
+    assert labels.items[0] == Item("a b.png", 3.5, 0.5, "s", "m", "testing")
+    assert labels.items[1].split == "train" and labels.items[2].scene is None and math.isnan(labels.items[2].std)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    labels = read_labels(write(tmp_path, "Image Name,MOS\r\nbärli.jpg,3.5\r\nzoë.jpg,2.5\r\n", encoding=encoding))
+    assert told(labels) == [("bärli.jpg", 3.5), ("zoë.jpg", 2.5)]
+
+
+def test_decimal_commas_and_quotes(tmp_path: Path) -> None:
+    assert told(read_labels(write(tmp_path, "image;mos\na.png;3,75\nb.png;2,5\n"))) == [("a.png", 3.75), ("b.png", 2.5)]
+    quoted = read_labels(write(tmp_path, 'image,mos\n"a, b.png",3.75\n"c ""d"".png",1\n'))
+    assert told(quoted) == [("a, b.png", 3.75), ('c "d".png', 1.0)]
+    assert told(read_labels(write(tmp_path, "a.png 3,75\nb.png 2,5\n", "l.txt"))) == [("a.png", 3.75), ("b.png", 2.5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("a.jpg 63.9\nb.jpg 12", [Item("a.jpg", 63.9), Item("b.jpg", 12.0)]),
+        ("a.jpg 63.9 18.4\nb.jpg 12 .5", [Item("a.jpg", 63.9, 18.4), Item("b.jpg", 12.0, 0.5)]),
+        ("r.png a.png 63.9\nr.png b.png 1", [Item("a.png", 63.9, scene="r.png"), Item("b.png", 1.0, scene="r.png")]),
+        ("I01.png I01_01_01.png 4.57 0.496", [Item("I01_01_01.png", 4.57, 0.496, "I01.png")]),
+        ("ss01 (10).jpg 0.4\nss01 (7).jpg 0.3", [Item("ss01 (10).jpg", 0.4), Item("ss01 (7).jpg", 0.3)]),
+        ("# a comment\n\n10004473376.jpg\t77.38\t0.52\n", [Item("10004473376.jpg", 77.38, 0.52)]),
+    ],
+)
+def test_label_files_of_the_authors(tmp_path: Path, text: str, items: list[Item]) -> None:
+    labels = read_labels(write(tmp_path, text, "KONIQ-10K_test_all.txt"))
+    for found, wanted in zip(labels.items, items, strict=True):
+        assert (found.image, found.mos, found.scene) == (wanted.image, wanted.mos, wanted.scene)
+        assert found.std == wanted.std or (math.isnan(found.std) and math.isnan(wanted.std))
+    assert labels.name == "KONIQ-10K_test_all"
+
+
+def test_direction(tmp_path: Path) -> None:
+    dmos = read_labels(write(tmp_path, "image,dmos\na.png,3\nb.png,2\n"))
+    assert dmos.lower_is_better and dmos.quality == [-3.0, -2.0]
+    assert not read_labels(write(tmp_path, "image,dmos\na.png,3\n"), lower_is_better=False).lower_is_better
+    assert read_labels(write(tmp_path, "image,mos\na.png,3\n"), lower_is_better=True).quality == [-3.0]
+
+
+def test_rows_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
+    text = "image,mos\na.png,3\nb.png,good\nc.png,\n,4\nd.png,nan\na.png,3\ne.png,1\ne.png,2\nf.png,inf\n"
+    labels = read_labels(write(tmp_path, text))
+    assert told(labels) == [("a.png", 3.0)]
+    assert count_problems(labels.problems) == {"duplicate": 2, "bad row": 5}
+    details = {problem.subject: problem.detail for problem in labels.problems}
+    assert "'good' is not a number" in details["b.png"] and "has no score" in details["c.png"]
+    assert "names no picture" in details["row 5"] and "contradicting scores (1, 2)" in details["e.png"]
+    assert "counted once" in details["a.png"]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "image,mos\n", "hello\nworld\n", "image,mos\na.png,bad\n"])
+def test_a_file_without_labels_says_what_is_expected(tmp_path: Path, text: str) -> None:
+    with pytest.raises(LabelError, match="Expected"):
+        read_labels(write(tmp_path, text))
+    with pytest.raises(LabelError, match="Expected a file"):
+        read_labels(tmp_path / "none.csv")
+    with pytest.raises(LabelError, match="binary data"):
+        read_labels(picture(tmp_path / "labels.png"))
+
+
+def write_xlsx(path: Path, rows: list[list[object]]) -> Path:
+    """A workbook as Excel writes it: texts shared, numbers in place, empty cells left out."""
+    texts = [cell for row in rows for cell in row if isinstance(cell, str)]
+    sheet = []
+    for number, row in enumerate(rows, 1):
+        cells = []
+        for column, cell in enumerate(row):
+            place = f'r="{chr(65 + column)}{number}"'
+            if isinstance(cell, str):
+                cells.append(f'<c {place} t="s"><v>{texts.index(cell)}</v></c>')
+            elif cell is not None:
+                cells.append(f"<c {place}><v>{cell}</v></c>")
+        sheet.append(f"<row>{''.join(cells)}</row>")
+    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    shared = "".join(f"<si><t>{text}</t></si>" for text in texts)
+    data = f"<worksheet {space}><sheetData>{''.join(sheet)}</sheetData></worksheet>"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("xl/sharedStrings.xml", f"<sst {space}>{shared}</sst>")
+        archive.writestr("xl/worksheets/sheet1.xml", data)
+    return path
+
+
+def test_spreadsheets(tmp_path: Path) -> None:
+    rows = [["Image name", "MOS", "Brightness"], ["00001.jpg", 58.25, 60], ["00002.jpg", None, 61], ["00003.jpg", 7, 1]]
+    labels = read_labels(write_xlsx(tmp_path / "l.xlsx", rows))
+    assert told(labels) == [("00001.jpg", 58.25), ("00003.jpg", 7.0)] and len(labels.problems) == 1
+    (tmp_path / "broken.xlsx").write_bytes(b"PK nonsense")
+    with pytest.raises(LabelError, match="Expected an XLSX file"):
+        read_labels(tmp_path / "broken.xlsx")
+
+
+def test_pictures_are_found_and_what_is_missing_is_listed(tmp_path: Path) -> None:
+    for name in ("A.PNG", "sub/b.png", "c.png", "x/same.png", "y/same.png", "extra.png", ".hidden.png"):
+        picture(tmp_path / "pictures" / name)
+    text = "image,mos\na.png,1\nb.png,2\nc.bmp,3\nsame.png,4\nx/same.png,5\ngone.png,6\n"
+    labels = attach(read_labels(write(tmp_path, text)), tmp_path / "pictures")
+    found = {item.image: item.path.relative_to(tmp_path / "pictures").as_posix() for item in labels.items}
+    assert found == {"a.png": "A.PNG", "b.png": "sub/b.png", "c.bmp": "c.png", "x/same.png": "x/same.png"}
+    kinds = {(problem.kind, problem.subject) for problem in labels.problems}
+    assert kinds == {
+        ("missing picture", "gone.png"), ("ambiguous", "same.png"), ("missing label", "extra.png"),
+        ("missing label", "y/same.png"),
+    }  # fmt: skip
+    with pytest.raises(LabelError, match="Expected a folder of pictures"):
+        attach(labels, tmp_path / "nowhere")
+
+
+def test_splits(tmp_path: Path) -> None:
+    labels = read_labels(write(tmp_path, "image,mos,split\na.png,1,training\nb.png,2,test\nc.png,3,validation\n"))
+    assert told(labels.take_split("test")) == [("b.png", 2.0)] and len(labels.take_split("all")) == 3
+    with pytest.raises(LabelError, match="Expected a split of labels: all, test, train, val; but got 'dev'"):
+        labels.take_split("dev")

@@ -1,0 +1,306 @@
+"""The data sets that `vqr1 evaluate` knows: one entry is one data set. Nothing is ever downloaded.
+
+The layouts are those in which the owners publish their sets; where only the label files of the VisualQuality-R1 authors
+are known, the layout is such a file beside (or above) the pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vqr1_metric.evaluation.labels import Item, LabelError, LabelSet, Problem, attach, without_duplicates
+from vqr1_metric.evaluation.readers import parse_number, read_labels, read_table, split_name
+
+_ASK = "see the owners' page"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set.
+
+    Args:
+        name: on the command line.
+        title: in tables; the column of the published results where there is one.
+        where: where to get it.
+        licence: the owners' terms as far as they state them.
+        layout: what its folder must hold.
+        count: labelled pictures of the complete set; None where the sources disagree or are silent.
+        folders: names its folder may have below ``--root``, compared in lower case.
+        read: folder -> labels with pictures not looked for yet, and the folder of the pictures.
+        split: the official split that an evaluation takes, "all" where there is none.
+        short_edge: pictures are reduced to it before scoring.
+        suites: what ``--suite`` it belongs to.
+    """
+
+    name: str
+    title: str
+    where: str
+    licence: str
+    layout: str
+    count: int | None
+    folders: tuple[str, ...]
+    read: Callable[[Path], tuple[LabelSet, Path]]
+    split: str = "all"
+    short_edge: int | None = None
+    suites: tuple[str, ...] = ("paper",)
+
+    def load(self, folder: Path, split: str | None = None) -> LabelSet:
+        """Labels with their pictures.
+
+        Args:
+            folder: the data set's folder.
+            split: train, val, test or all; None for the official one of an evaluation, or all where the labels found
+                name no splits.
+
+        Raises:
+            LabelError: for a folder that does not hold the set, with how to obtain it.
+        """
+        labels, pictures = self.read(folder)
+        if split is None:
+            split = self.split if any(item.split for item in labels.items) else "all"
+        complete = len(labels.items)
+        labels = replace(
+            labels.take_split(split), name=self.title, short_edge=self.short_edge,
+            expected=self.count if split == "all" else None,
+        )  # fmt: skip
+        # The pictures of the other splits have labels too, so only those of the whole set could lack one.
+        return attach(labels, pictures, report_unlabelled=len(labels.items) == complete)
+
+    def how_to_get(self) -> str:
+        """What to tell a user who does not have it."""
+        return f"{self.title}: get it from {self.where} (licence: {self.licence}); the folder must hold {self.layout}"
+
+
+def find_folder(dataset: Dataset, root: Path) -> Path | None:
+    """The folder of a data set below ``root`` (or ``root`` itself, by its name), None if there is none."""
+    for folder in [root, *sorted(path for path in root.iterdir() if path.is_dir())]:
+        if folder.name.lower() in dataset.folders:
+            return folder
+    return None
+
+
+def get_dataset(name: str) -> Dataset:
+    """The entry of that name.
+
+    Raises:
+        LabelError: for a name there is none of.
+    """
+    if name not in DATASETS:
+        raise LabelError(f"Expected a data set out of {', '.join(DATASETS)}; but got {name!r}.")
+    return DATASETS[name]
+
+
+def suite(name: str) -> list[Dataset]:
+    """The data sets of a suite."""
+    found = [dataset for dataset in DATASETS.values() if name in dataset.suites]
+    if not found:
+        known = sorted({name for dataset in DATASETS.values() for name in dataset.suites})
+        raise LabelError(f"Expected a suite out of {', '.join(known)}; but got {name!r}.")
+    return found
+
+
+# ---------------------------------------------------------------- layouts
+
+
+def _koniq(folder: Path) -> tuple[LabelSet, Path]:
+    """MOS on 1 to 100 (z-scored); SD is stated on 1 to 5 and left out, as it is in other units."""
+    pictures = _one_of(folder, "1024x768", "512x384", ".")
+    file = _find_file(folder, "koniq10k_distributions_sets.csv")
+    if file is None:
+        file = _find_file(folder, "koniq10k_scores_and_distributions.csv")
+        return _table(file, folder, "image_name", "MOS_zscore"), pictures
+    return _table(file, folder, "image_name", "MOS", split="set"), pictures
+
+
+def _spaq(folder: Path) -> tuple[LabelSet, Path]:
+    file = _find_file(folder, "MOS and Image attribute scores.xlsx")
+    return _table(file, folder, "Image name", "MOS"), _one_of(folder, "TestImage", ".")
+
+
+def _kadid(folder: Path) -> tuple[LabelSet, Path]:
+    """Despite their names, ``dmos`` is higher for better pictures and ``var`` holds standard deviations."""
+    file = _find_file(folder, "dmos.csv")
+    labels = _table(file, folder, "dist_img", "dmos", std="var", scene="ref_img")
+    # I01_05_03.png: picture 1, distortion 5, level 3
+    items = tuple(replace(item, method=_part(item.image, 1)) for item in labels.items)
+    return replace(labels, items=items), _one_of(folder, "images", "distorted_images", ".")
+
+
+def _agiqa(folder: Path) -> tuple[LabelSet, Path]:
+    file = _find_file(folder, "data.csv")
+    labels = _table(file, folder, "name", "mos_quality", std="std_quality")
+    items = tuple(replace(item, method=_part(item.image, 0)) for item in labels.items)
+    return replace(labels, items=items), _one_of(folder, "images", "AGIQA-3K", ".")
+
+
+def _tid(folder: Path) -> tuple[LabelSet, Path]:
+    """``mos_with_names.txt`` says "5.51429 I01_01_1.bmp"; ``mos_std.txt`` has the same order."""
+    file = _find_file(folder, "mos_with_names.txt")
+    if file is None:
+        return _authors(folder), folder
+    rows, _ = read_table(file, " ")
+    std_file = _find_file(folder, "mos_std.txt")
+    stds = [math.nan] * len(rows)
+    if std_file is not None:
+        column, _ = read_table(std_file, " ")
+        if len(column) != len(rows):
+            raise LabelError(
+                f"Expected as many rows in {str(std_file)!r} as in {file.name}, {len(rows)}, but got {len(column)}."
+            )
+        stds = [parse_number(row[0]) for row in column]
+    items, problems = [], []
+    for row, std in zip(rows, stds, strict=True):
+        mos = parse_number(row[0])
+        if len(row) < 2 or math.isnan(mos):
+            problems.append(Problem("bad row", " ".join(row), "is not a score and a name: left out"))
+            continue
+        items.append(Item(row[1], mos, std, _part(row[1], 0).upper(), _part(row[1], 1)))
+    kept, duplicates = without_duplicates(items)
+    labels = LabelSet("TID2013", tuple(kept), problems=(*problems, *duplicates), sources=(file,))
+    return labels, _one_of(folder, "distorted_images", ".")
+
+
+def _biq2021(folder: Path) -> tuple[LabelSet, Path]:
+    """Train.csv and Test.csv, columns "Image Name" and MOS in 0 to 1; the copies "(Images and MOS)" are rescaled."""
+    items, sources, problems = [], [], []
+    for split in ("Train", "Test"):
+        file = _find_file(folder, f"{split}.csv") or _find_file(folder, f"{split} (Images and MOS).csv")
+        if file is not None:
+            part = _table(file, folder, "Image Name", "MOS")
+            items += [replace(item, split=split.lower()) for item in part.items]
+            problems += part.problems
+            sources.append(file)
+    if not sources:
+        return _authors(folder), folder
+    kept, duplicates = without_duplicates(items)
+    labels = LabelSet("BIQ2021", tuple(kept), problems=(*problems, *duplicates), sources=tuple(sources))
+    return labels, _one_of(folder, "Images", ".")
+
+
+def _by_label_file(folder: Path) -> tuple[LabelSet, Path]:
+    return _authors(folder), folder
+
+
+def _authors(folder: Path) -> LabelSet:
+    """The one label file in a folder: as the VisualQuality-R1 authors write it, or CSV with a header."""
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".txt", ".csv", ".tsv"))
+    read, why = [], []
+    for file in files:
+        try:
+            read.append(read_labels(file))
+        except LabelError as error:
+            why.append(str(error))
+    if len(read) == 1:
+        return read[0]
+    if not read:
+        raise LabelError(f"Expected a label file in {str(folder)!r}, but found none. {' '.join(why)}".strip())
+    names = ", ".join(labels.sources[0].name for labels in read)
+    raise LabelError(
+        f"Expected one label file in {str(folder)!r}, but found {names}: name one with --labels, and the pictures with "
+        "--images."
+    )
+
+
+def _table(file: Path | None, folder: Path, image: str, mos: str, **others: str) -> LabelSet:
+    """Chosen columns of a table whose first row names them; without such a file the authors' label file."""
+    if file is None:
+        return _authors(folder)
+    rows, decimal_comma = read_table(file)
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    names = {"image": image, "mos": mos, **others}
+    missing = [name for name in names.values() if name.lower() not in header]
+    if missing:
+        raise LabelError(f"Expected columns {', '.join(missing)} in {str(file)!r}, but it has {', '.join(rows[0])}.")
+    columns = {role: header.index(name.lower()) for role, name in names.items()}
+    items, problems = [], []
+    for number, row in enumerate(rows[1:], 2):
+        cells = {role: row[column] if column < len(row) else "" for role, column in columns.items()}
+        value = parse_number(cells["mos"], decimal_comma)
+        if not cells["image"] or math.isnan(value):
+            detail = f"the score {cells['mos']!r} is not a number: left out"
+            problems.append(Problem("bad row", cells["image"] or f"row {number}", detail))
+            continue
+        std = parse_number(cells.get("std", ""), decimal_comma)
+        split = split_name(cells.get("split", ""))
+        items.append(Item(cells["image"], value, std, cells.get("scene") or None, None, split))
+    kept, duplicates = without_duplicates(items)
+    return LabelSet(file.stem, tuple(kept), problems=(*problems, *duplicates), sources=(file,))
+
+
+def _find_file(folder: Path, name: str) -> Path | None:
+    """A file of that name, in any case, in the folder or one level below."""
+    for path in [*sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]:
+        if path.name.lower() == name.lower() and path.is_file():
+            return path
+    return None
+
+
+def _one_of(folder: Path, *names: str) -> Path:
+    """The first of these folders that there is, in any case; "." is the folder itself."""
+    below = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    return next((below.get(name.lower(), folder) for name in names if name == "." or name.lower() in below), folder)
+
+
+def _part(name: str, index: int) -> str:
+    parts = Path(name).stem.split("_")
+    return parts[index] if index < len(parts) else ""
+
+
+_LABEL_FILE = "the pictures and one label file with lines `image mos [std]` or `reference image mos [std]`"
+
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset(
+            "bid", "BID", "https://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm", _ASK, _LABEL_FILE, 586,
+            ("bid", "bid512", "imagedatabase"), _by_label_file,
+        ),
+        Dataset(
+            "clive", "CLIVE", "https://live.ece.utexas.edu/research/ChallengeDB/index.html", _ASK, _LABEL_FILE, 1162,
+            ("clive", "livec", "challengedb_release", "live_challenge"), _by_label_file,
+        ),
+        Dataset(
+            "koniq", "KonIQ", "https://database.mmsp-kn.de/koniq-10k-database.html",
+            "the photographs have their own Creative Commons licences; see the page",
+            "koniq10k_distributions_sets.csv (github.com/subpic/koniq, metadata/) and 1024x768/", 10073,
+            ("koniq", "koniq10k", "koniq-10k", "koniq_10k"), _koniq, split="test",
+        ),
+        Dataset(
+            "spaq", "SPAQ", "https://github.com/h4nwei/SPAQ", _ASK,
+            "Annotations/MOS and Image attribute scores.xlsx and TestImage/", 11125, ("spaq",), _spaq, short_edge=768,
+        ),
+        Dataset(
+            "liu13", "Liu13", "Liu et al., A no-reference metric for evaluating the quality of motion deblurring, 2013",
+            _ASK, _LABEL_FILE, 1200, ("liu13", "deblur", "deblurring"), _by_label_file,
+        ),
+        Dataset(
+            "sriqa", "SRIQA", "https://arxiv.org/abs/2503.11221 (SRIQA-Bench)", _ASK, _LABEL_FILE, None,
+            ("sriqa", "sriqa-bench", "sriqa_bench"), _by_label_file,
+        ),
+        Dataset(
+            "min19", "Min19",
+            "Min et al., Quality evaluation of image dehazing methods using synthetic hazy images, 2019",
+            _ASK, _LABEL_FILE, None, ("min19", "dehaze", "dehazing", "shrq"), _by_label_file,
+        ),
+        Dataset(
+            "agiqa3k", "AGIQA-3K", "https://github.com/lcysyzxdxc/AGIQA-3k-Database", "MIT (its repository)",
+            "data.csv and the pictures", 2982, ("agiqa3k", "agiqa-3k", "agiqa-3k-database"), _agiqa,
+        ),
+        Dataset(
+            "kadid10k", "KADID-10k", "https://database.mmsp-kn.de/kadid-10k-database.html", _ASK,
+            "dmos.csv and images/", 10125, ("kadid10k", "kadid-10k", "kadid_10k", "kadid"), _kadid,
+        ),
+        Dataset(
+            "tid2013", "TID2013", "https://www.ponomarenko.info/tid2013.htm", _ASK,
+            "mos_with_names.txt, mos_std.txt and distorted_images/", 3000, ("tid2013", "tid"), _tid,
+            suites=("paper", "more"),
+        ),
+        Dataset(
+            "biq2021", "BIQ2021", "https://github.com/nisarahmedrana/BIQ2021", "not stated in its repository",
+            "Train.csv, Test.csv and Images/", 12000, ("biq2021",), _biq2021, split="test", suites=("paper", "more"),
+        ),
+    )
+}  # fmt: skip

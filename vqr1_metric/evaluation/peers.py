@@ -1,0 +1,108 @@
+"""Other scorers for the same table: any pyiqa metric by name, any file of scores."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from vqr1_metric.evaluation.baselines import reduce_short_edge
+from vqr1_metric.evaluation.labels import Item, LabelError
+from vqr1_metric.evaluation.readers import find_column, parse_number, read_table
+from vqr1_metric.images import ImageError, load_image
+
+
+def read_scores(path: str | Path) -> dict[str, dict]:
+    """Scores of a file: name -> row with ``score`` and, where the file has them, ``std``, ``probabilities`` and more.
+
+    Args:
+        path: a table whose header names a picture and a score (what ``vqr1 score`` writes, or any other), a file of
+            ``image score`` lines, or ``.jsonl``.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".jsonl":
+        return _read_json_lines(path)
+    rows, decimal_comma = read_table(path)
+    if not rows:
+        raise LabelError(f"Expected scores in {str(path)!r}, but it is empty.")
+    image = find_column(rows[0], "image")
+    header = [cell.strip().lower() for cell in rows[0]]
+    score = next((header.index(name) for name in ("score", "prediction", "pred", "value") if name in header), None)
+    if image is None or score is None:
+        if len(rows[0]) < 2 or math.isnan(parse_number(rows[0][-1], decimal_comma)):
+            raise LabelError(f"Expected columns image and score in {str(path)!r}, but got {', '.join(rows[0])}.")
+        return {" ".join(row[:-1]): {"score": parse_number(row[-1], decimal_comma)} for row in rows if len(row) > 1}
+    found = {}
+    for row in rows[1:]:
+        if len(row) <= max(image, score) or not row[image]:
+            continue
+        entry = {"score": parse_number(row[score], decimal_comma)}
+        for name in ("std", "low", "high", "coverage"):
+            if name in header and header.index(name) < len(row):
+                entry[name] = parse_number(row[header.index(name)], decimal_comma)
+        # vqr1 score protects a name that a spreadsheet would run as a formula
+        found[row[image].removeprefix("'") if row[image][:2] in ("'=", "'+", "'-", "'@", "''") else row[image]] = entry
+    return found
+
+
+def _read_json_lines(path: Path) -> dict[str, dict]:
+    found = {}
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        for line in lines:
+            row = json.loads(line)
+            name = row.get("path") or row["image"]
+            found[name] = {**row, "score": math.nan if row["score"] is None else float(row["score"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LabelError(
+            f"Expected JSON objects with path and score in {str(path)!r}, but line {len(found) + 1} is none ({error})."
+        ) from None
+    return found
+
+
+def match_scores(scores: dict[str, dict], items: Sequence[Item]) -> list[dict | None]:
+    """The row of each picture: by its path, its name in the labels, or its file name if that is unique; else None."""
+    by_name: dict[str, dict | None] = {}
+    for name, row in scores.items():
+        by_name[_file_name(name)] = None if _file_name(name) in by_name else row
+    return [
+        scores.get(str(item.path)) or scores.get(item.image) or by_name.get(_file_name(item.image)) for item in items
+    ]
+
+
+def _file_name(name: str) -> str:
+    return name.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def pyiqa_metric(name: str, device: str | None = None) -> Callable[[Path, int | None], float]:
+    """A function from picture (and short edge) to score, higher meaning better, of any metric that pyiqa knows.
+
+    Raises:
+        LabelError: without pyiqa, or for a name it does not know.
+    """
+    try:
+        pyiqa = importlib.import_module("pyiqa")
+    except ImportError as error:
+        raise LabelError(
+            f"Expected pyiqa for --pyiqa {name}, but it cannot be imported ({error}): pip install pyiqa"
+        ) from None
+    known = pyiqa.list_models() if hasattr(pyiqa, "list_models") else [name]
+    if name not in known:
+        raise LabelError(f"Expected a metric that pyiqa knows, but got {name!r}; pyiqa.list_models() lists them.")
+    metric = pyiqa.create_metric(name, **({} if device is None else {"device": device}))
+    sign = -1.0 if getattr(metric, "lower_better", False) else 1.0
+
+    def score(path: Path, short_edge: int | None = None) -> float:
+        try:
+            picture = Image.fromarray(load_image(path).permute(1, 2, 0).numpy())
+        except ImageError:
+            return math.nan
+        if short_edge is not None:
+            picture = reduce_short_edge(picture, short_edge)
+        return sign * float(metric(picture))
+
+    return score

@@ -1,0 +1,163 @@
+"""Scores of a model for many pictures: cached by content, resumable, by several processes with the same result as one.
+
+A cache entry belongs to a picture's SHA-256 and to everything that decides its score: model, revision, prompt, mode,
+precision, pixel limits, sampling and the data set's resizing. Pictures are scored in chunks that do not depend on how
+many processes there are, and a chunk is written at once, so that neither a kill nor another number of processes changes
+the composition of a batch, and with it the last digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqr1_metric import records
+from vqr1_metric.evaluation.baselines import reduce_short_edge
+from vqr1_metric.evaluation.labels import Item
+from vqr1_metric.images import ImageError, ImageLike, load_image
+from vqr1_metric.prompts import PROMPT_VERSION
+from vqr1_metric.scorer import QualityScorer
+
+#: Pictures that one process scores before it writes. A multiple of no batch size matters: batches form within it.
+CHUNK = 32
+
+
+def scorer_identity(scorer: QualityScorer, short_edge: int | None = None) -> dict[str, Any]:
+    """Everything that decides the score of a picture. Loads the model, as its revision is known only then."""
+    backend, limits = scorer.backend, scorer.pixel_config
+    sampling = None
+    if scorer.mode != "score":
+        sampling = {**asdict(scorer.sampling), "thinking": scorer.thinking, "add_vision_id": scorer.add_vision_id}
+    model = getattr(backend, "model", None)  # a model behind a server has its own precision
+    return {
+        "model": backend.model_id, "revision": backend.revision, "mode": scorer.mode, "prompt": PROMPT_VERSION,
+        "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
+        "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels, "sampling": sampling,
+        "short_edge": short_edge,
+    }  # fmt: skip
+
+
+class ScoreCache:
+    """Rows of scores on the disk, one folder for each identity, one file for each process that writes.
+
+    Args:
+        folder: where caches are kept.
+        identity: see :func:`scorer_identity`.
+        rank: number of the writing process.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], rank: int = 0) -> None:
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = folder / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            (self.folder / "identity.json").write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+        self._file = self.folder / f"scores-{rank}.jsonl"
+        if self._file.exists():
+            records.repair(self._file)
+
+    def read(self) -> dict[str, dict]:
+        """All rows by picture hash, those of other processes too."""
+        rows = {}
+        for file in sorted(self.folder.glob("scores-*.jsonl")):
+            data = file.read_bytes()
+            for line in data[: data.rfind(b"\n") + 1].splitlines():  # another process may be within a line
+                row = json.loads(line)
+                rows[row["picture"]] = row
+        return rows
+
+    def append(self, rows: Sequence[dict]) -> None:
+        """Write rows, all of them with one write."""
+        with self._file.open("ab", buffering=0) as file:
+            file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+
+
+def score_items(
+    scorer: QualityScorer,
+    items: Sequence[Item],
+    cache: Path,
+    short_edge: int | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> list[dict]:
+    """A row for each picture: what :func:`vqr1_metric.records.as_json` makes of its result.
+
+    Started by ``torchrun`` or ``accelerate launch``, every process scores its share and waits for the others; all of
+    them get all rows. They need one file system.
+
+    Args:
+        items: pictures with a path.
+        cache: folder of the cache.
+        short_edge: pictures are reduced to it.
+        progress: told how many pictures have just been done (by this process, or found in the cache).
+    """
+    rank, processes = process_rank()
+    store = ScoreCache(cache, scorer_identity(scorer, short_edge), rank)
+    known = store.read()
+    wait_for_all()  # or one process could write before another has seen what is left to do
+    hashes = [picture_hash(item.path) for item in items]
+    unique = {key: item.path for key, item in zip(reversed(hashes), reversed(items), strict=True)}
+    order = list(dict.fromkeys(hashes))
+    for number, start in enumerate(range(0, len(order), CHUNK)):
+        chunk = order[start : start + CHUNK]
+        todo = [key for key in chunk if key not in known]
+        if todo and number % processes == rank:
+            results = scorer.stream(_pictures([unique[key] for key in todo], short_edge))
+            store.append([{"picture": key, **records.as_json(r)} for key, r in zip(todo, results, strict=True)])
+        if not todo or number % processes == rank:
+            progress(len(chunk))
+    wait_for_all()
+    rows = store.read()
+    return [_named(rows[key], item) for key, item in zip(hashes, items, strict=True)]
+
+
+def picture_hash(path: Path) -> str:
+    """SHA-256 of a file; of its name, marked as such, where it cannot be read (the scorer then says why)."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "unreadable:" + hashlib.sha256(os.fsencode(path)).hexdigest()
+
+
+def process_rank() -> tuple[int, int]:
+    """``(rank, processes)`` as ``torchrun`` and ``accelerate launch`` state them; (0, 1) without either."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    if process_rank()[1] == 1:
+        return
+    if not torch.distributed.is_initialized():
+        # The slowest process may need much longer than the default of half an hour.
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    torch.distributed.barrier()
+
+
+def _named(row: dict, item: Item) -> dict:
+    """A cached row under this picture's name: equal pictures share a row, which has the name of the first."""
+    return {**row, "path": str(item.path)}
+
+
+def _pictures(paths: Sequence[Path], short_edge: int | None) -> Iterator[ImageLike]:
+    for path in paths:
+        if short_edge is None:
+            yield path
+            continue
+        try:
+            pixels = load_image(path)
+        except ImageError:
+            yield path  # the scorer finds the same fault and reports it
+            continue
+        picture = reduce_short_edge(Image.fromarray(pixels.permute(1, 2, 0).numpy()), short_edge)
+        yield np.asarray(picture)

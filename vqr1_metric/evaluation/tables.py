@@ -1,0 +1,213 @@
+"""Results as files: a Markdown table, a CSV table, one JSON file with everything, the scores of every picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vqr1_metric.evaluation.agreement import STATISTICS
+from vqr1_metric.evaluation.labels import KINDS, LabelSet
+from vqr1_metric.evaluation.run import Column
+from vqr1_metric.records import cell
+
+#: Statistics of the Markdown table and their headings; CSV and JSON hold all of them.
+HEADINGS = {
+    "srcc": "SRCC", "plcc": "PLCC", "plcc_4": "PLCC (4)", "plcc_5": "PLCC (5)", "krcc": "KRCC", "rmse_4": "RMSE (4)",
+    "pairwise": "pairs", "scene_srcc": "SRCC in scenes",
+}  # fmt: skip
+_CORRELATIONS = ("srcc", "plcc", "plcc_4", "plcc_5", "krcc", "scene_srcc")
+
+
+def jsonable(value: Any) -> Any:
+    """The same with None for NaN and infinity, lists for tuples, floats rounded to 9 significant digits."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(entry) for entry in value]
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    return value
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Everything, NaN as null."""
+    path.write_text(json.dumps(jsonable(results), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_table_csv(path: Path, sets: Sequence[dict[str, Any]]) -> None:
+    """One line for each scorer of each data set: all statistics with the ends of their intervals."""
+    columns = ["dataset", "split", "scorer", "kind", "n", "left_out"]
+    columns += [f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")]
+    lines = []
+    for entry in sets:
+        dataset = entry["dataset"]
+        for row in entry["scorers"]:
+            line = [cell(dataset["name"]), dataset["split"], cell(row["name"]), row["kind"], row["n"], row["left_out"]]
+            for name in STATISTICS:
+                line += [_number(row["values"][name]), *(_number(end) for end in row["intervals"][name])]
+            lines.append(line)
+        for row in entry["published"]:
+            known = {"srcc": row["srcc"], "plcc": row["plcc"]}
+            line = [cell(dataset["name"]), "", row["name"], "published", "", ""]
+            for name in STATISTICS:
+                line += [_number(known.get(name, math.nan)), "", ""]
+            lines.append(line)
+    _write_csv(path, columns, lines)
+
+
+def write_scores_csv(path: Path, labels: LabelSet, columns: Sequence[Column]) -> None:
+    """One line for each picture: label and every scorer's score, as they are (no direction turned)."""
+    header = ["image", "mos", "std", "scene", "method", "split", *(cell(column.name) for column in columns)]
+    scores = [column.values("score") for column in columns]
+    lines = [
+        [cell(item.image), _number(item.mos), _number(item.std), cell(item.scene or ""), cell(item.method or ""),
+         item.split or "", *(_number(values[i]) for values in scores)]
+        for i, item in enumerate(labels.items)
+    ]  # fmt: skip
+    _write_csv(path, header, lines)
+
+
+def markdown(sets: Sequence[dict[str, Any]], made_with: dict[str, Any]) -> str:
+    """The tables a reader needs, measured and published rows apart, with what was left out and how it was made."""
+    parts = []
+    for entry in sets:
+        parts += [_heading(entry["dataset"]), _main_table(entry), _notes(entry)]
+    if len(sets) > 1:
+        parts.append(_means(sets))
+    parts.append(_made_with(made_with))
+    return "\n".join(part for part in parts if part)
+
+
+def _heading(dataset: dict[str, Any]) -> str:
+    split = "" if dataset["split"] == "all" else f", split {dataset['split']}"
+    count = f"{dataset['labelled']} pictures"
+    if dataset["expected"] and dataset["expected"] != dataset["labelled"]:
+        count += f" of {dataset['expected']}: this is not the complete set"
+    return f"## {dataset['name']}{split} ({count})\n"
+
+
+def _main_table(entry: dict[str, Any]) -> str:
+    shown = [name for name in HEADINGS if name != "scene_srcc" or entry["dataset"]["scenes"]]
+    lines = [["scorer", "n", *(HEADINGS[name] for name in shown)]]
+    for row in entry["scorers"]:
+        cells = [row["name"], str(row["n"])]
+        cells += [_with_interval(name, row["values"][name], row["intervals"][name]) for name in shown]
+        lines.append(cells)
+    for row in entry["published"]:
+        known = {"srcc": row["srcc"], "plcc": row["plcc"]}
+        cells = [f"*{row['name']} (published)*", ""]
+        lines.append(cells + [f"*{_short(name, known[name])}*" if name in known else "" for name in shown])
+    return table(lines)
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first line is its head, the first column is left-aligned, the others to the right."""
+    clean = [[text.replace("|", "\\|") for text in line] for line in lines]
+    head, *body = clean
+    rule = [":--", *("--:" for _ in head[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body)) + "\n"
+
+
+def _notes(entry: dict[str, Any]) -> str:
+    lines = []
+    for row in entry["scorers"]:
+        for name in ("srcc", "plcc_4", "plcc_5"):
+            if row["reasons"].get(name):
+                lines.append(f"- {row['name']}, {HEADINGS[name]}: {row['reasons'][name]}.")
+                break
+    for row in entry["differences"]:
+        if row["reason"]:
+            lines.append(f"- {row['scorer']} against {row['other']}: {row['reason']}.")
+            continue
+        low, high = row["interval"]
+        lines.append(
+            f"- {row['scorer']} against {row['other']}: SRCC {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
+            f"paired bootstrap p = {_p(row['p_bootstrap'])} ({_p(row['p_holm'])} after Holm), "
+            f"Williams p = {_p(row['p_williams'])}."
+        )
+    for row in entry["scorers"]:
+        lines += _calibration_note(row)
+    counts = entry["dataset"]["problem_counts"]
+    if counts:
+        told = "; ".join(f"{count} {KINDS[kind]}" for kind, count in counts.items())
+        lines.append(f"- Left out or noted: {told} (listed in results.json).")
+    if entry["dataset"]["short_edge"]:
+        lines.append(f"- Pictures reduced to a short edge of {entry['dataset']['short_edge']}.")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _calibration_note(row: dict[str, Any]) -> list[str]:
+    found = row["calibration"]
+    if not found or "reason" in found:
+        return []
+    coverage = ", ".join(f"{float(level):.0%}: {share:.0%}" for level, share in found["coverage"].items())
+    return [
+        f"- {row['name']}, its own uncertainty: rank correlation of standard deviation and error "
+        f"{found['std_error_srcc']:.3f}; standard deviations would be right if multiplied by {found['scale']:.2f}; "
+        f"share of the labels inside its intervals: {coverage}."
+    ]
+
+
+def _means(sets: Sequence[dict[str, Any]]) -> str:
+    """Mean over the data sets for each scorer that has them all."""
+    names = list(dict.fromkeys(row["name"] for entry in sets for row in entry["scorers"]))
+    lines = [["scorer", "data sets", "SRCC", "PLCC", "PLCC (4)"]]
+    for name in names:
+        rows = [row for entry in sets for row in entry["scorers"] if row["name"] == name]
+        if len(rows) == len(sets):
+            means = [sum(row["values"][key] for row in rows) / len(rows) for key in ("srcc", "plcc", "plcc_4")]
+            lines.append([name, str(len(rows)), *(_short("srcc", mean) for mean in means)])
+    return "## Mean over the data sets\n\n" + table(lines)
+
+
+def _made_with(made_with: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in made_with["versions"].items())
+    lines = [
+        "## How this was made\n",
+        f"    {made_with['command']}\n",
+        f"- vqr1_metric {made_with['vqr1_metric']}; {versions}",
+        f"- {made_with['level']:.0%} intervals, percentile bootstrap, {made_with['resamples']} resamples, seed "
+        f"{made_with['seed']}; the logistic maps are fitted once, to all pictures.",
+    ]
+    identity = made_with.get("model")
+    if identity:
+        told = ", ".join(f"{key} {value}" for key, value in identity.items() if value is not None)
+        lines.append(f"- {told}")
+    return "\n".join(lines) + "\n"
+
+
+def _with_interval(name: str, value: float, interval: Sequence[float]) -> str:
+    if math.isnan(value):
+        return "–"
+    if math.isnan(interval[0]):
+        return _short(name, value)
+    return f"{_short(name, value)} [{_short(name, interval[0])}, {_short(name, interval[1])}]"
+
+
+def _short(name: str, value: float) -> str:
+    """Three decimals; correlations without the leading zero, as is customary."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:.3f}" if name in _CORRELATIONS or name == "pairwise" else f"{value:.3g}"
+    return text.replace("0.", ".", 1) if name in _CORRELATIONS and abs(value) < 1 and text != "1.000" else text
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2g}"
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.9g}"
+
+
+def _write_csv(path: Path, header: Sequence[str], lines) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    path.write_text(text.getvalue(), encoding="utf-8")
