@@ -186,8 +186,9 @@ class QualityScorer:
 
         from vqr1_metric.backends.transformers import TransformersBackend
 
-        backend = cached(self.spec, TransformersBackend)
-        backend.to_own_device()
+        with torch.inference_mode(False):  # weights loaded or moved in inference mode could never pass a gradient on
+            backend = cached(self.spec, TransformersBackend)
+            backend.to_own_device()
         return backend
 
     @property
@@ -203,7 +204,8 @@ class QualityScorer:
     def offload(self) -> None:
         """Move the weights to the CPU, for all scorers that share them; the next use brings them back."""
         if self._given_backend is None and is_cached(self.spec):
-            cached(self.spec, None).offload()
+            with torch.inference_mode(False):
+                cached(self.spec, None).offload()
 
     def unload(self) -> None:
         """Drop the weights, for all scorers that share them; the next use loads them again."""

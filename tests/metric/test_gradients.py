@@ -88,6 +88,17 @@ def test_value_equals_the_plain_call(scorer):
         assert not visual_quality_r1_score(images, scorer, differentiable=True).requires_grad
 
 
+def test_weights_loaded_in_inference_mode_still_pass_gradients(tiny_qwen2_5_vl):
+    scorer = QualityScorer(str(tiny_qwen2_5_vl), device="cpu", dtype="float64", attn_implementation="eager")
+    images = pictures(1, 3, 56, 56)
+    assert not scorer.loaded
+    with torch.inference_mode():
+        scorer.score(images)
+    visual_quality_r1_score(images.requires_grad_(), scorer, differentiable=True).backward()
+    assert float(images.grad.abs().sum()) > 0
+    scorer.unload()
+
+
 def test_a_loss_trains_what_made_the_pictures(scorer):
     pixels = pictures(1, 3, 56, 56)
     bias = torch.zeros(1, 3, 56, 56, dtype=torch.float64, requires_grad=True)

@@ -72,11 +72,13 @@ class TransformersBackend:
             self.model.to(self._home)
 
     @cached_property
+    @torch.inference_mode(False)  # it is kept, and a later call may need gradients
     def full_trie(self) -> AnswerTrie:
         """The trie with every spelling."""
         return build_answer_trie(self.tokenizer)
 
     @cached_property
+    @torch.inference_mode(False)
     def trie(self) -> AnswerTrie:
         """The trie without the spellings this model does not use.
 
