@@ -218,7 +218,7 @@ class VisualQualityR1Score(Metric):
     def details(self) -> list[ImageScore]:
         """One result per picture, in order: score, std, coverage, replies, and the reason where there is no score.
 
-        Pictures of this process only, since the last reset; held on the CPU, about 2 kB each.
+        Pictures of this process only, since the last reset; held on the CPU, about 4 kB each.
 
         Raises:
             RuntimeError: if scores are stored here that another metric computed, so that details would be missing.
