@@ -383,6 +383,7 @@ def test_min_max(scorer):
     assert {float(second["min"]), float(second["max"])} == {float(first), float(second["raw"])}
 
 
+@pytest.mark.filterwarnings("ignore:The default value for `maximize`:FutureWarning")  # torchmetrics before 1.7
 def test_tracker(scorer):
     tracker = MetricTracker(VisualQualityR1Score(scorer=scorer), maximize=True)
     values = []
