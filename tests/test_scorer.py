@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from vqr1_metric.backends.base import ModelError
+from vqr1_metric.backends.loading import ModelSpec, load_model
+from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.functional import ScoreDistribution
 from vqr1_metric.functional.distribution import GRID_SIZE
 from vqr1_metric.images import ImageError
@@ -245,6 +247,19 @@ def test_copies_share_the_weights_and_pickles_hold_the_recipe(scorer):
     assert len(pickled) < 2000
     again = pickle.loads(pickled)
     assert again.backend is scorer.backend and again.score(images)[0].score == score
+
+
+def test_a_scorer_with_a_ready_backend_pickles_its_recipe_too(tiny_qwen2_5_vl):
+    backend = TransformersBackend(ModelSpec(str(tiny_qwen2_5_vl), device="cpu"))
+    scorer = QualityScorer(backend=backend)
+    assert copy.deepcopy(backend) is backend
+    pickled = pickle.dumps(scorer)
+    assert len(pickled) < 2000
+    images = pictures((56, 56))
+    assert pickle.loads(pickled).score(images)[0].score == scorer.score(images)[0].score
+    in_memory = TransformersBackend(backend._spec, load_model(backend._spec))
+    with pytest.raises(TypeError, match="save them to a folder"):
+        pickle.dumps(in_memory)
 
 
 def test_unload_frees_and_the_next_use_loads_again(tiny_qwen2_vl):

@@ -202,7 +202,7 @@ def _load_weights(spec: ModelSpec):
 def _dtype(spec: ModelSpec) -> torch.dtype:
     if spec.dtype:
         return _DTYPES[spec.dtype]
-    if spec.device_map or spec.resolved_device() != "cpu":
+    if spec.device_map or torch.device(spec.resolved_device()).type != "cpu":
         return torch.bfloat16
     size = sum(file.stat().st_size for file in spec.folder.glob("*.safetensors")) if spec.folder else 1 << 62
     return torch.float32 if size < _WIDEN_BELOW_BYTES else torch.bfloat16

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqr1_metric.backends.base import ModelError, Sampling
-from vqr1_metric.backends.loading import LoadedModel, ModelSpec, load_model
+from vqr1_metric.backends.loading import LoadedModel, ModelSpec, cached, load_model
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
 from vqr1_metric.backends.readout import (
     NEGLIGIBLE,
@@ -28,6 +28,7 @@ class TransformersBackend:
     """A loaded model as a :class:`~vqr1_metric.backends.base.ScoringBackend`. Not thread-safe."""
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel | None = None) -> None:
+        self._spec = spec if loaded is None else None
         loaded = loaded or load_model(spec)
         self.model_id = spec.model
         self.revision = loaded.revision
@@ -48,6 +49,16 @@ class TransformersBackend:
         self._end_tokens = _as_list(self.model.generation_config.eos_token_id) or [self.tokenizer.eos_token_id]
         pad = self.tokenizer.pad_token_id
         self._pad_token = self._end_tokens[0] if pad is None else pad
+
+    def __reduce__(self):
+        if self._spec is None:
+            raise TypeError(
+                "A backend made from weights in memory cannot be pickled: save them to a folder and name that."
+            )
+        return cached, (self._spec, TransformersBackend)  # the recipe, never the weights
+
+    def __deepcopy__(self, memo: dict) -> TransformersBackend:
+        return self
 
     @property
     def device(self) -> torch.device:
