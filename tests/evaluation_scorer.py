@@ -1,5 +1,6 @@
 """Pictures whose quality is known and a backend that sees it, for tests of the evaluation."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,28 @@ def save_picture(path: Path, red: float, size: tuple[int, int] = (40, 32)) -> Pa
     pixels[..., 0] = red
     pixels[..., 1:] = 0.5 + red / 4 * random.standard_normal((size[1], size[0], 2))
     Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(path)
+    return path
+
+
+def write_xlsx(path: Path, rows: list[list[object]]) -> Path:
+    """A workbook as Excel writes it: texts shared, numbers in place, empty cells left out."""
+    texts = [cell for row in rows for cell in row if isinstance(cell, str)]
+    sheet = []
+    for number, row in enumerate(rows, 1):
+        cells = []
+        for column, cell in enumerate(row):
+            place = f'r="{chr(65 + column)}{number}"'
+            if isinstance(cell, str):
+                cells.append(f'<c {place} t="s"><v>{texts.index(cell)}</v></c>')
+            elif cell is not None:
+                cells.append(f"<c {place}><v>{cell}</v></c>")
+        sheet.append(f"<row>{''.join(cells)}</row>")
+    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    shared = "".join(f"<si><t>{text}</t></si>" for text in texts)
+    data = f"<worksheet {space}><sheetData>{''.join(sheet)}</sheetData></worksheet>"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("xl/sharedStrings.xml", f"<sst {space}>{shared}</sst>")
+        archive.writestr("xl/worksheets/sheet1.xml", data)
     return path
 
 

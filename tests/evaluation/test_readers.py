@@ -1,10 +1,10 @@
 """Label files: every form, separator, encoding and fault."""
 
 import math
-import zipfile
 from pathlib import Path
 
 import pytest
+from evaluation_scorer import write_xlsx
 from PIL import Image
 
 from vqr1_metric.evaluation.labels import Item, LabelError, LabelSet, attach, count_problems
@@ -95,28 +95,6 @@ def test_a_file_without_labels_says_what_is_expected(tmp_path: Path, text: str) 
         read_labels(tmp_path / "none.csv")
     with pytest.raises(LabelError, match="binary data"):
         read_labels(picture(tmp_path / "labels.png"))
-
-
-def write_xlsx(path: Path, rows: list[list[object]]) -> Path:
-    """A workbook as Excel writes it: texts shared, numbers in place, empty cells left out."""
-    texts = [cell for row in rows for cell in row if isinstance(cell, str)]
-    sheet = []
-    for number, row in enumerate(rows, 1):
-        cells = []
-        for column, cell in enumerate(row):
-            place = f'r="{chr(65 + column)}{number}"'
-            if isinstance(cell, str):
-                cells.append(f'<c {place} t="s"><v>{texts.index(cell)}</v></c>')
-            elif cell is not None:
-                cells.append(f"<c {place}><v>{cell}</v></c>")
-        sheet.append(f"<row>{''.join(cells)}</row>")
-    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    shared = "".join(f"<si><t>{text}</t></si>" for text in texts)
-    data = f"<worksheet {space}><sheetData>{''.join(sheet)}</sheetData></worksheet>"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("xl/sharedStrings.xml", f"<sst {space}>{shared}</sst>")
-        archive.writestr("xl/worksheets/sheet1.xml", data)
-    return path
 
 
 def test_spreadsheets(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def _kadid(folder: Path) -> tuple[LabelSet, Path]:
     file = _find_file(folder, "dmos.csv")
     labels = _table(file, folder, "dist_img", "dmos", std="var", scene="ref_img")
     # I01_05_03.png: picture 1, distortion 5, level 3
-    items = tuple(replace(item, method=_part(item.image, 1)) for item in labels.items)
+    items = tuple(replace(item, method=_part(item.image, 1) or None) for item in labels.items)
     return replace(labels, items=items), _one_of(folder, "images", "distorted_images", ".")
 
 

@@ -1,0 +1,21 @@
+"""Run by tests/evaluation/test_scoring.py, once for each process: score a folder's pictures, print the rows."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from evaluation_scorer import LinearBackend
+
+from vqr1_metric.evaluation import scoring
+from vqr1_metric.evaluation.labels import Item, find_pictures
+from vqr1_metric.scorer import QualityScorer
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, cache = map(Path, sys.argv[1:3])
+    scoring.CHUNK = 4
+    items = [Item(path.name, 0.0, path=path) for path in find_pictures(folder)]
+    backend = LinearBackend()
+    rows = scoring.score_items(QualityScorer(backend=backend), items, cache)
+    print(json.dumps({"pictures": backend.pictures, "rows": rows}))
