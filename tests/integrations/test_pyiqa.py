@@ -1,0 +1,86 @@
+"""The score through the real pyiqa, as metric and as loss.
+
+pyiqa asks for a torch of its own, so no test environment has it. To run these tests:
+
+    pip install --no-deps --target iqa pyiqa opencv-python-headless
+    PYTHONPATH=iqa pytest tests/integrations/test_pyiqa.py
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from empty_torchvision import empty_torchvision
+
+from vqr1_metric import QualityScorer
+
+with empty_torchvision():
+    pyiqa = pytest.importorskip(
+        "pyiqa", reason="pyiqa is not installed (see the top of this file)", exc_type=ImportError
+    )
+
+from vqr1_metric.integrations.pyiqa import NAMES, register
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*only .*% of the model's answers")
+
+
+@pytest.fixture
+def options(tiny_qwen2_5_vl: Path) -> dict:
+    register()
+    return {"model": str(tiny_qwen2_5_vl), "device": torch.device("cpu")}
+
+
+def test_names_are_listed_once() -> None:
+    assert register() == register() == list(NAMES)
+    assert set(NAMES) <= set(pyiqa.list_models())
+    assert pyiqa.list_models(metric_mode="NR", filter="visualquality*") == sorted(NAMES)
+    assert not set(NAMES) & set(pyiqa.list_models(metric_mode="FR"))
+
+
+def test_metric(options: dict) -> None:
+    metric = pyiqa.create_metric("visualquality_r1", **options)
+    assert (metric.lower_better, metric.metric_mode, metric.score_range) == (False, "NR", "1, 5")
+    images = torch.rand(3, 3, 56, 56)
+    scores = metric(images)
+    expected = [result.score for result in QualityScorer(options["model"]).score(images)]
+    assert scores.shape == (3, 1) and not scores.requires_grad
+    assert scores[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert metric(images[:, :1]).shape == (3, 1)
+    assert sum(weight.numel() for weight in metric.parameters()) == 0
+    with pytest.raises(AssertionError, match="normalized to"):
+        metric(images * 2)
+
+
+def test_default_model_and_options(options: dict) -> None:
+    nets = {name: pyiqa.create_metric(name, device=options["device"]).net for name in NAMES}
+    assert {name: net.scorer.spec.model for name, net in nets.items()} == NAMES
+    assert all(net.scorer.spec.device == "cpu" and not net.scorer.loaded for net in nets.values())
+    thinking = pyiqa.create_metric("visualquality_r1", mode="think", num_samples=2, **options).net.scorer
+    assert thinking.mode == "think" and thinking.sampling.num_samples == 2
+    with pytest.raises(ValueError, match="Expected mode to be one of"):
+        pyiqa.create_metric("visualquality_r1", mode="guess", **options)
+
+
+def test_loss(options: dict) -> None:
+    loss = pyiqa.create_metric("visualquality_r1", as_loss=True, **options)
+    images = torch.rand(2, 3, 56, 56) * 1.2 - 0.1  # a network overshoots
+    images.requires_grad_()
+    quality = loss(images)
+    expected = QualityScorer(options["model"]).distributions(images.detach().clamp(0, 1)).mean.mean()
+    torch.testing.assert_close(quality.detach(), expected)
+    (-quality).backward()
+    assert images.grad.isfinite().all() and images.grad.abs().sum() > 0
+    assert loss(images.detach()).item() == pytest.approx(expected.item(), abs=1e-5)
+    each = pyiqa.create_metric("visualquality_r1", as_loss=True, loss_reduction="none", **options)
+    assert each(images).shape == (2, 1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_example(options: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    script = Path(__file__).resolve().parents[2] / "examples" / "pyiqa_metric.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--model", options["model"]])
+    runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "pyiqa knows visualquality_r1 visualquality_r1-nano" in printed and "lake_noisy.jpg" in printed
