@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "which of two pictures looks better, and how surely",
     "explain": "the score distribution of a picture and the model's reasoning",
     "evaluate": "agreement with people: correlations, intervals and tests against others",
+    "serve": "score pictures over HTTP, with a page to try it",
     "info": "versions, devices and what a model is",
 }
 

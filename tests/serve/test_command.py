@@ -1,0 +1,46 @@
+"""`vqr1 serve` as a process: starts, says where, and finishes what it accepted when told to stop."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from .conftest import encoded, form
+
+
+def test_served_until_sigterm(tiny_qwen2_5_vl: Path) -> None:
+    command = [sys.executable, "-m", "vqr1_metric.cli", "serve", "--port", "0", "--model", str(tiny_qwen2_5_vl)]
+    options = ["--device", "cpu", "--wait-ms", "1500", "--max-pictures", "2"]
+    environment = {**os.environ, "VQR1_API_KEY": "s3cret", "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        said = ""
+        while not (found := re.search(r"running on (http://127\.0\.0\.1:\d+)", said)):
+            line = server.stderr.readline()
+            assert line, said
+            said += line
+        with httpx.Client(base_url=found[1], timeout=30, trust_env=False) as client, ThreadPoolExecutor(1) as other:
+            headers = {"Authorization": "Bearer s3cret"}
+            assert client.post("/v1/score", files=form(encoded())).status_code == 401
+            assert client.post("/v1/score", files=form(encoded()) * 3, headers=headers).status_code == 413
+            # Waits for company for 1.5 seconds, in which the server is told to stop.
+            accepted = other.submit(client.post, "/v1/score", files=form(encoded()), headers=headers)
+            while (
+                "vqr1_waiting_pictures" not in (text := client.get("/metrics").text)
+                or "active_requests 1.0" not in text
+            ):
+                pass
+            server.send_signal(signal.SIGTERM)
+            assert accepted.result().json()["results"][0]["error"] is None
+        said += server.communicate(timeout=15)[1]
+    finally:
+        server.kill()
+        server.wait()
+        server.stderr.close()
+    assert server.returncode in (0, -signal.SIGTERM), said
+    assert "s3cret" not in said
