@@ -79,7 +79,7 @@ class RecordWriter:
         self.is_csv = file_format(path) == ".csv"
         self._file = path.open("ab", buffering=0)
         if self.is_csv and self._file.tell() == 0:
-            self._file.write(_csv_line(COLUMNS))
+            self._append(_csv_line(COLUMNS))
 
     def write(self, result: ImageScore) -> None:
         """Append one result."""
@@ -88,7 +88,12 @@ class RecordWriter:
             line = _csv_line([cell(v) if isinstance(v, str) else f"{v:.6f}" for v in values])
         else:
             line = json.dumps(as_json(result)).encode() + b"\n"
-        self._file.write(line)
+        self._append(line)
+
+    def _append(self, line: bytes) -> None:
+        left = memoryview(line)
+        while left:  # one write takes all, unless the disk is full: then the next one says so
+            left = left[self._file.write(left) :]
 
     def __enter__(self) -> RecordWriter:
         return self
