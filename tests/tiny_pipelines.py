@@ -5,6 +5,7 @@ where a pipeline repeats its text for several pictures only if it encodes it its
 passed.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,10 @@ def build(family: str, scheduler: str | None = None, **scheduler_options: Any) -
         tiny = FAMILIES[family]()
     if scheduler is not None:
         kind = getattr(d, scheduler)
+        if "clip_sample" in inspect.signature(kind).parameters:
+            scheduler_options.setdefault(
+                "clip_sample", False
+            )  # as in the released pipelines: latents are not in [-1, 1]
         tiny.pipe.scheduler = kind.from_config(tiny.pipe.scheduler.config, **scheduler_options)
     tiny.pipe.set_progress_bar_config(disable=True)
     return tiny

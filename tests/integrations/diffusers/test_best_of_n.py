@@ -367,4 +367,7 @@ def test_scheduler_without_clean_prediction():
 def test_full_matrix():
     from diffusers_matrix import table
 
-    print(table())
+    text = table()
+    print(text)
+    assert "(!)" not in text
+    assert text.count("DDIM") == 9
