@@ -15,7 +15,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> LinearBackend:
     """What every command of the tests scores with: no model, but all of the machinery around it."""
     backend = LinearBackend()
     scorer = QualityScorer(backend=backend)
-    for command in ("evaluate",):
+    for command in ("evaluate", "diff"):
         monkeypatch.setattr(f"vqr1_metric.cli.{command}.build_scorer", lambda args: scorer)
     return backend
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +13,33 @@ from vqr1_metric.cli.options import add_model_options, build_scorer, positive
 
 if TYPE_CHECKING:
     from vqr1_metric.evaluation.labels import LabelSet
-    from vqr1_metric.evaluation.run import Column
+    from vqr1_metric.evaluation.run import Settings
+    from vqr1_metric.scorer import QualityScorer
+
+_WHAT = ("labels", "dataset", "suite", "preferences", "ladder")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    what = parser.add_argument_group("what to evaluate on (one of these)")
+    what = parser.add_argument_group("what to evaluate on (one of the first five)")
     what.add_argument(
         "--labels", type=Path, metavar="FILE",
         help="CSV with a header (image, mos and optionally std, scene, method, split), the authors' label files, XLSX",
     )  # fmt: skip
     what.add_argument("--dataset", metavar="NAME", help="a data set of --list, in the layout of its owners")
     what.add_argument("--suite", metavar="NAME", help="paper: every data set of it that is there")
+    what.add_argument(
+        "--preferences", type=Path, metavar="FILE",
+        help="votes: CSV with a, b, votes_a, votes_b, or image, scene, best_votes",
+    )  # fmt: skip
+    what.add_argument("--ladder", type=Path, metavar="DIR", help="undistorted pictures: distort them, step by step")
     what.add_argument("--list", action="store_true", help="list the data sets, and where to get them")
-    what.add_argument("--images", type=Path, metavar="DIR", help="the pictures of --labels (default: beside the file)")
+    what.add_argument("--images", type=Path, metavar="DIR", help="the pictures of a file (default: beside the file)")
     what.add_argument("--root", type=Path, metavar="DIR", help="the folder of --dataset, or that of all data sets")
     what.add_argument("--split", metavar="NAME", help="train, val, test or all (default: the official test split)")
     what.add_argument("--lower-is-better", action="store_true", help="the labels are DMOS: lower means better")
+    what.add_argument("--distortion", action="append", metavar="NAME", help="of --ladder (default: all)")
+    what.add_argument("--max-edge", type=positive, metavar="N", help="reduce the pictures of --ladder first")
     who = parser.add_argument_group("what to evaluate")
     who.add_argument("--scores", metavar="[NAME=]FILE", help="scores that were made before, instead of a model's")
     who.add_argument(
@@ -47,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--level", type=float, default=0.95, help="probability of the intervals (default: 0.95)")
     how.add_argument("--resamples", type=positive, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
     how.add_argument("--bootstrap-seed", type=int, default=0, metavar="N", help="of the bootstrap (default: 0)")
+    how.add_argument("--no-page", action="store_true", help="write no index.html")
     how.add_argument("--silent", action="store_true", help="no progress bar, no table on the terminal")
     add_model_options(parser)
 
@@ -57,29 +67,35 @@ def run(args: argparse.Namespace) -> int:
         print(_listing())
         return 0
     _check(args)
-    from vqr1_metric.evaluation.run import Settings, evaluate, provenance
+    from vqr1_metric.cli.evaluate_special import run_ladder, run_preferences
+    from vqr1_metric.evaluation.run import Settings
+
+    settings = Settings(args.level, args.resamples, args.bootstrap_seed)
+    if args.preferences:
+        return run_preferences(args, _scorer(args), settings, command())
+    if args.ladder:
+        return run_ladder(args, _scorer(args), settings, command())
+    return _run_labels(args, settings)
+
+
+def _run_labels(args: argparse.Namespace, settings: Settings) -> int:
+    from vqr1_metric.cli.scorers import columns
+    from vqr1_metric.evaluation.run import evaluate, provenance
     from vqr1_metric.evaluation.scoring import process_rank
-    from vqr1_metric.evaluation.tables import write_scores_csv
+    from vqr1_metric.evaluation.tables import markdown, write_json, write_scores_csv, write_table_csv
 
     sets = _label_sets(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    settings = Settings(args.level, args.resamples, args.bootstrap_seed)
-    columns = [_columns(args, labels) for labels in sets]
+    scorer = _scorer(args)
+    scored = [columns(args, scorer, labels.items, labels.name, labels.short_edge) for labels in sets]
     if process_rank()[0] > 0:
         return 0  # its share of the pictures is scored; the first process writes
-    found = []
-    for labels, scorers in zip(sets, columns, strict=True):
+    found: list[dict[str, Any]] = []
+    for labels, scorers in zip(sets, scored, strict=True):
         found.append(evaluate(labels, scorers, settings))
-        write_scores_csv(args.output / f"{_file_name(labels.name)}.scores.csv", labels, scorers)
-    identity = next((column.identity for scorers in columns for column in scorers if column.identity), None)
-    made_with = provenance(_command(), settings, {"model": identity})
-    _write(args, found, made_with, list(zip(sets, columns, strict=True)))
-    return 0
-
-
-def _write(args: argparse.Namespace, found: list[dict[str, Any]], made_with: dict[str, Any], data: list[tuple]) -> None:
-    from vqr1_metric.evaluation.tables import markdown, write_json, write_table_csv
-
+        write_scores_csv(args.output / f"{file_name(labels.name)}.scores.csv", labels, scorers)
+    identity = next((column.identity for scorers in scored for column in scorers if column.identity), None)
+    made_with = provenance(command(), settings, {"model": identity})
     text = markdown(found, made_with)
     (args.output / "table.md").write_text(text, encoding="utf-8")
     write_table_csv(args.output / "table.csv", found)
@@ -87,12 +103,27 @@ def _write(args: argparse.Namespace, found: list[dict[str, Any]], made_with: dic
     if not args.silent:
         print(text)
         print(f"results in {args.output}")
+    return 0
+
+
+def command() -> str:
+    """The command line, for the record."""
+    return "vqr1 " + shlex.join(sys.argv[1:])
+
+
+def file_name(name: str) -> str:
+    """A data set's name as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+
+
+def _scorer(args: argparse.Namespace) -> QualityScorer | None:
+    return None if args.scores else build_scorer(args)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot work before anything is loaded."""
-    if sum(bool(what) for what in (args.labels, args.dataset, args.suite)) != 1:
-        raise CommandError("evaluate on what? Give one of --labels FILE, --dataset NAME, --suite NAME (or --list)")
+    if sum(bool(getattr(args, name)) for name in _WHAT) != 1:
+        raise CommandError(f"evaluate on what? Give one of {', '.join(f'--{name}' for name in _WHAT)} (or --list)")
     if args.output is None:
         raise CommandError("where do the results go? Give a folder with -o")
     if (args.dataset or args.suite) and args.root is None:
@@ -124,84 +155,12 @@ def _label_sets(args: argparse.Namespace) -> list[LabelSet]:
     for dataset in suite(args.suite):
         folder = find_folder(dataset, args.root)
         if folder is None:
-            _say(f"not there, left out: {dataset.how_to_get()}")
+            print(f"vqr1: not there, left out: {dataset.how_to_get()}", file=sys.stderr)
         else:
             sets.append(dataset.load(folder, args.split))
     if not sets:
         raise CommandError(f"none of the data sets is in {str(args.root)!r}; vqr1 evaluate --list says what is known")
     return sets
-
-
-def _columns(args: argparse.Namespace, labels: LabelSet) -> list[Column]:
-    """The scorers of one data set, the one that the others are compared with first."""
-    from vqr1_metric.evaluation.baselines import BASELINES, baseline_scores
-    from vqr1_metric.evaluation.peers import pyiqa_metric
-    from vqr1_metric.evaluation.run import Column
-    from vqr1_metric.evaluation.scoring import process_rank
-
-    columns = [_from_file(args.scores, args, labels) if args.scores else _from_model(args, labels)]
-    if process_rank()[0] > 0:
-        return columns
-    columns += [_from_file(told, args, labels) for told in args.against]
-    for name in args.pyiqa:
-        metric = pyiqa_metric(name, args.device)
-        scores = _with_bar(args, name, labels, lambda item, m=metric: m(item.path, labels.short_edge))
-        columns.append(Column(name, "pyiqa", [{"score": score} for score in scores]))
-    if not args.no_baselines:
-        rows = _with_bar(args, "baselines", labels, lambda item: baseline_scores(item.path, labels.short_edge))
-        columns += [Column(name, "baseline", [{"score": row[name]} for row in rows]) for name in BASELINES]
-    return columns
-
-
-def _from_model(args: argparse.Namespace, labels: LabelSet) -> Column:
-    from vqr1_metric.evaluation.run import Column
-    from vqr1_metric.evaluation.scoring import score_items, scorer_identity
-
-    scorer = build_scorer(args)
-    with _bar(args, f"{labels.name}", len({item.path for item in labels.items})) as bar:
-        rows = score_items(scorer, labels.items, args.cache or args.output / "cache", labels.short_edge, bar.update)
-    identity = scorer_identity(scorer, labels.short_edge)
-    return Column(_model_name(identity), "model", rows, identity=identity)
-
-
-def _model_name(identity: dict[str, Any]) -> str:
-    name = Path(identity["model"]).name
-    return name if identity["mode"] == "score" else f"{name} ({identity['mode']})"
-
-
-def _from_file(told: str, args: argparse.Namespace, labels: LabelSet) -> Column:
-    from vqr1_metric.evaluation.peers import match_scores, read_scores
-    from vqr1_metric.evaluation.run import Column
-
-    name, _, path = told.rpartition("=")
-    path = Path(path)
-    name = name or path.stem
-    rows = match_scores(read_scores(path), labels.items)
-    if not any(rows):
-        raise CommandError(f"{path}: holds a score for none of the {len(labels)} pictures of {labels.name}")
-    return Column(name, "scores", rows, lower_is_better=name in args.lower_better)
-
-
-def _with_bar(args: argparse.Namespace, name: str, labels: LabelSet, score: Callable) -> list:
-    with _bar(args, name, len(labels)) as bar:
-        found = []
-        for item in labels.items:
-            found.append(score(item))
-            bar.update()
-    return found
-
-
-def _bar(args: argparse.Namespace, name: str, total: int):
-    from tqdm import tqdm
-
-    from vqr1_metric.evaluation.scoring import process_rank
-
-    rank, processes = process_rank()
-    label = name if processes == 1 else f"{name} (process {rank + 1} of {processes})"
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # in a log file every refresh is a line of its own
-    return tqdm(
-        total=total, desc=label, unit="picture", file=sys.stderr, mininterval=interval, disable=args.silent, leave=False
-    )
 
 
 def _listing() -> str:
@@ -218,15 +177,3 @@ def _listing() -> str:
             f"           layout:  {dataset.folders[0]}/ with {dataset.layout}",
         ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _command() -> str:
-    return "vqr1 " + shlex.join(sys.argv[1:]) if sys.argv[1:] else "vqr1 evaluate"
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-
-
-def _say(message: str) -> None:
-    print(f"vqr1: {message}", file=sys.stderr)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,35 +90,55 @@ def score_items(
     short_edge: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> list[dict]:
-    """A row for each picture: what :func:`vqr1_metric.records.as_json` makes of its result.
-
-    Started by ``torchrun`` or ``accelerate launch``, every process scores its share and waits for the others; all of
-    them get all rows. They need one file system.
+    """A row for each labelled picture: what :func:`vqr1_metric.records.as_json` makes of its result.
 
     Args:
         items: pictures with a path.
         cache: folder of the cache.
         short_edge: pictures are reduced to it.
+        progress: see :func:`score_pictures`.
+    """
+    pictures = [(picture_hash(item.path), partial(_load, item.path, short_edge)) for item in items]
+    rows = score_pictures(scorer, pictures, cache, scorer_identity(scorer, short_edge), progress)
+    # Equal pictures share a row, which has the name of the first.
+    return [{**row, "path": str(item.path)} for row, item in zip(rows, items, strict=True)]
+
+
+def score_pictures(
+    scorer: QualityScorer,
+    pictures: Sequence[tuple[str, Callable[[], ImageLike]]],
+    cache: Path,
+    identity: dict[str, Any],
+    progress: Callable[[int], object] = lambda count: None,
+) -> list[dict]:
+    """A row for each picture, scored or from the cache.
+
+    Started by ``torchrun`` or ``accelerate launch``, every process scores its share and waits for the others; all of
+    them get all rows. They need one file system.
+
+    Args:
+        pictures: for each a key that changes when its pixels do, and a function that gives it.
+        cache: folder of the cache.
+        identity: see :func:`scorer_identity`.
         progress: told how many pictures have just been done (by this process, or found in the cache).
     """
     rank, processes = process_rank()
-    store = ScoreCache(cache, scorer_identity(scorer, short_edge), rank)
+    store = ScoreCache(cache, identity, rank)
     known = store.read()
     wait_for_all()  # or one process could write before another has seen what is left to do
-    hashes = [picture_hash(item.path) for item in items]
-    unique = {key: item.path for key, item in zip(reversed(hashes), reversed(items), strict=True)}
-    order = list(dict.fromkeys(hashes))
+    unique = dict(reversed(pictures))  # of equal pictures the first
+    order = list(dict.fromkeys(key for key, _ in pictures))
     for number, start in enumerate(range(0, len(order), CHUNK)):
         chunk = order[start : start + CHUNK]
         todo = [key for key in chunk if key not in known]
         if todo and number % processes == rank:
-            results = scorer.stream(_pictures([unique[key] for key in todo], short_edge))
+            results = scorer.stream(unique[key]() for key in todo)
             store.append([{"picture": key, **records.as_json(r)} for key, r in zip(todo, results, strict=True)])
         if not todo or number % processes == rank:
             progress(len(chunk))
     wait_for_all()
     rows = store.read()
-    return [_named(rows[key], item) for key, item in zip(hashes, items, strict=True)]
+    return [rows[key] for key, _ in pictures]
 
 
 def picture_hash(path: Path) -> str:
@@ -144,20 +165,12 @@ def wait_for_all() -> None:
     torch.distributed.barrier()
 
 
-def _named(row: dict, item: Item) -> dict:
-    """A cached row under this picture's name: equal pictures share a row, which has the name of the first."""
-    return {**row, "path": str(item.path)}
-
-
-def _pictures(paths: Sequence[Path], short_edge: int | None) -> Iterator[ImageLike]:
-    for path in paths:
-        if short_edge is None:
-            yield path
-            continue
-        try:
-            pixels = load_image(path)
-        except ImageError:
-            yield path  # the scorer finds the same fault and reports it
-            continue
-        picture = reduce_short_edge(Image.fromarray(pixels.permute(1, 2, 0).numpy()), short_edge)
-        yield np.asarray(picture)
+def _load(path: Path, short_edge: int | None) -> ImageLike:
+    if short_edge is None:
+        return path
+    try:
+        pixels = load_image(path)
+    except ImageError:
+        return path  # the scorer finds the same fault and reports it
+    picture = reduce_short_edge(Image.fromarray(pixels.permute(1, 2, 0).numpy()), short_edge)
+    return np.asarray(picture)

@@ -79,7 +79,7 @@ def markdown(sets: Sequence[dict[str, Any]], made_with: dict[str, Any]) -> str:
         parts += [_heading(entry["dataset"]), _main_table(entry), _notes(entry)]
     if len(sets) > 1:
         parts.append(_means(sets))
-    parts.append(_made_with(made_with))
+    parts.append(made_with_text(made_with))
     return "\n".join(part for part in parts if part)
 
 
@@ -165,7 +165,8 @@ def _means(sets: Sequence[dict[str, Any]]) -> str:
     return "## Mean over the data sets\n\n" + table(lines)
 
 
-def _made_with(made_with: dict[str, Any]) -> str:
+def made_with_text(made_with: dict[str, Any]) -> str:
+    """How results were made, as Markdown."""
     versions = ", ".join(f"{name} {value}" for name, value in made_with["versions"].items())
     lines = [
         "## How this was made\n",
