@@ -26,18 +26,8 @@ from tiny_pipeline import tiny_stable_diffusion
 from vqr1_metric import QualityScorer
 from vqr1_metric.integrations.diffusers import BestOfN
 
-FIELDS = [
-    "n",
-    "strategy",
-    "preview_at",
-    "survivors",
-    "denoiser_rows",
-    "scoring_s",
-    "total_s",
-    "same_choice",
-    "score_lost",
-    "chosen",
-]
+FIELDS = ["n", "strategy", "preview_at", "survivors", "denoiser_rows", "scoring_s", "total_s", "same_choice"]
+FIELDS += ["score_lost", "chosen"]
 
 
 def measure(best: BestOfN, plain: list, n: int, options: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ run and those that their seeds give alone, and the denoiser must have computed a
 
 import argparse
 import contextlib
+import inspect
 import io
 import sys
 import warnings
@@ -22,8 +23,7 @@ import torch
 from stub_scorer import formula_scorer
 from tiny_pipelines import FAMILIES, TinyPipe, build
 
-from vqr1_metric.integrations.diffusers import BestOfN, BestOfNOutput, VisualQualityR1Callback
-from vqr1_metric.integrations.diffusers.pruning import PRUNED
+from vqr1_metric.integrations.diffusers import BestOfN, BestOfNOutput, UnsupportedError, VisualQualityR1Callback
 
 TABLE = Path(__file__).parents[1] / "docs" / "diffusers.md"
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
@@ -100,27 +100,34 @@ def check(family: str, scheduler: str | None = None, preview_at: float = 0.5, ca
             for o in (restart, inplace)
         ),
         alone=difference(alone, plain.images[0]),
-        cut=cut(tiny, plain) if callback and type(tiny.pipe).__name__ in PRUNED else None,
+        cut=cut(tiny, plain) if callback and not hasattr(tiny.pipe, "blocks") and has_callback(tiny) else None,
         preview=difference(restart.records[0].preview, plain.records[0].picture),
         candidates=difference(plain.records[0].picture, plain.records[1].picture),
         rows=(plain.denoiser_rows, restart.denoiser_rows, inplace.denoiser_rows),
     )
 
 
-def cut(tiny: TinyPipe, plain: BestOfNOutput) -> float:
-    """Largest difference that dropping two of five candidates in the middle of a run makes to the others."""
+def cut(tiny: TinyPipe, plain: BestOfNOutput) -> float | None:
+    """Largest difference that dropping two of five candidates in the middle of a run makes to the others, if it may."""
     callback = VisualQualityR1Callback(formula_scorer(), at_ratio=0.5, keep=3)
     count = "num_videos_per_prompt" if "num_frames" in tiny.arguments else "num_images_per_prompt"
-    output = tiny.pipe(
-        generator=[torch.Generator().manual_seed(record.seed) for record in plain.records],
-        callback_on_step_end=callback,
-        callback_on_step_end_tensor_inputs=callback.tensor_inputs,
-        **tiny.arguments,
-        **{count: len(plain.records)},
-    )
+    try:
+        output = tiny.pipe(
+            generator=[torch.Generator().manual_seed(record.seed) for record in plain.records],
+            callback_on_step_end=callback,
+            callback_on_step_end_tensor_inputs=callback.tensor_inputs,
+            **tiny.arguments,
+            **{count: len(plain.records)},
+        )
+    except UnsupportedError:
+        return None
     pictures = output.frames if hasattr(output, "frames") else output.images
     kept = [plain.records[candidate].picture for candidate in callback.kept]
     return max(difference(a, b) for a, b in zip(pictures, kept, strict=True))
+
+
+def has_callback(tiny: TinyPipe) -> bool:
+    return "callback_on_step_end" in inspect.signature(tiny.pipe.__call__).parameters
 
 
 def make_alone(tiny: TinyPipe, seed: int) -> np.ndarray:
@@ -146,11 +153,12 @@ def combinations() -> Iterator[tuple[str, str]]:
 def table() -> str:
     """The full matrix, one line for each family."""
     lines = [
-        "| family | preview | in place | restart | callback drops | rows: plain, restart, in place | exact with | refuses |",
+        "| family | preview | in place | restart | callback drops | rows: plain, restart, in place | exact with "
+        "| refuses |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for family in FAMILIES:
-        exact, refused, rows, drops = [], [], "", "no"
+        exact, refused, kept_whole, rows = [], [], [], ""
         for _, scheduler in (pair for pair in combinations() if pair[0] == family):
             short = scheduler.removesuffix("Scheduler").removesuffix("Discrete").removesuffix("Multistep")
             try:
@@ -163,8 +171,9 @@ def table() -> str:
             if not checked.exact:
                 print(f"NOT EXACT: {family} with {scheduler}: {checked}", file=sys.stderr)
             rows = rows or ", ".join(map(str, checked.rows))
-            drops = "no" if checked.cut is None else "yes"
+            kept_whole += [short] if checked.cut is None else []
             exact.append(f"{short} {checked.worst:.0e}" + ("" if checked.exact else " (!)"))
+        drops = "no" if len(kept_whole) == len(exact) else ", not with ".join(["yes", *kept_whole])
         cells = [NAMES[family], "yes", "yes", "yes", drops, rows, ", ".join(exact), ", ".join(refused) or "—"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

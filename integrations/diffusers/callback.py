@@ -139,15 +139,16 @@ class VisualQualityR1Callback(PipelineCallback):
     def _begin(self, pipe: Any, candidates: int) -> None:
         self.close()
         self.records, self.kept, self.stopped, self._clean = [], list(range(candidates)), False, None
+        call = _call_of(pipe)
         check_previews(pipe.scheduler)
         self.picture_scorer.load()
         if self.keep is not None and self.keep < candidates:
-            check_pruning(pipe)
-            prompts = _call_of(pipe).get("batch_size", 1)
+            check_pruning(pipe, call)
+            prompts = call.get("batch_size", 1)
             if prompts != 1:
                 raise ValueError(f"Expected one prompt a call where candidates are dropped, but got {prompts}.")
         # The progress bar lives exactly as long as the pipe's call, however that ends.
-        bar = _call_of(pipe).get("progress_bar")
+        bar = call.get("progress_bar")
         if bar is not None:
             weakref.finalize(bar, self.close)
         steps = getattr(pipe, "num_timesteps", None)

@@ -18,6 +18,7 @@ _PLAIN = {
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
+    "StableDiffusionXLModularPipeline",
     "StableDiffusionXLPipeline",
     "WanPipeline",
     "ZImagePipeline",

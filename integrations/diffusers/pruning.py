@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,18 +26,42 @@ PRUNED = {
     "StableDiffusionXLPipeline",
     "WanPipeline",
 }
+_STOCHASTIC = {"DDPMScheduler", "EulerAncestralDiscreteScheduler", "FlowMatchLCMScheduler", "LCMScheduler"}
 #: Positions of tokens, shared by all candidates, whose length may happen to equal the number of rows.
 _SHARED = ("img_ids", "txt_ids")
 
 
-def check_pruning(pipe: Any) -> None:
-    """Raise where taking rows out of a running batch is not known to leave the others as they were."""
+def check_pruning(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Raise where taking rows out of a running batch is not known to leave the others as they were.
+
+    Args:
+        pipe: in a run.
+        call: local variables of its running call.
+    """
     for kind, known in ((type(pipe), PRUNED), (type(pipe.scheduler), KNOWN_SCHEDULERS)):
         if kind.__name__ not in known:
             raise UnsupportedError(
                 f"Taking candidates out of a running batch is not known to be exact with {kind.__name__}; use BestOfN, "
                 f"or one of {', '.join(sorted(known))}."
             )
+    passed = call.get("extra_step_kwargs", {})
+    if draws_noise(pipe.scheduler, passed) and not isinstance(passed.get("generator"), list):
+        raise UnsupportedError(
+            f"{type(pipe.scheduler).__name__} draws noise at each step, so candidates can leave the batch only if each "
+            f"has a generator of its own that {type(pipe).__name__} passes to it: pass a list of generators, or use "
+            "BestOfN."
+        )
+
+
+def draws_noise(scheduler: Any, options: Mapping[str, Any]) -> bool:
+    """Does the scheduler's ``step``, called with ``options``, draw random numbers?"""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "DDIMScheduler":
+        return options.get("eta", 0.0) > 0
+    if name == "TCDScheduler":
+        return options.get("eta", 0.3) > 0
+    sde = config.get("algorithm_type", "").startswith("sde") or config.get("stochastic_sampling", False)
+    return bool(sde) or name in _STOCHASTIC
 
 
 class Pruner:

@@ -260,6 +260,16 @@ def test_missing_latents():
         tiny.pipe(**tiny.arguments, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["prompt_embeds"])
 
 
+def test_noise_of_one_generator_for_all_cannot_be_cut(sd):
+    for options in ({"eta": 1.0, "generator": torch.Generator()}, {"eta": 1.0, "generator": None}):
+        callback = VisualQualityR1Callback(formula_scorer(), at_step=2, keep=1)
+        with pytest.raises(UnsupportedError, match="draws noise at each step"):
+            sd.pipe(num_images_per_prompt=2, callback_on_step_end=callback, **options, **sd.arguments)
+    flux = build("flux", "FlowMatchLCMScheduler")  # the pipe does not pass its generators on
+    with pytest.raises(UnsupportedError, match="FluxPipeline passes to it"):
+        call(flux, 2, VisualQualityR1Callback(formula_scorer(), at_step=2, keep=1))
+
+
 def test_pipelines_whose_batch_must_not_be_cut():
     for family in ("inpaint", "z_image"):
         tiny = build(family)
