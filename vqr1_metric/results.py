@@ -57,8 +57,10 @@ class ImageScore:
 
     @classmethod
     def of(cls, name: str, distribution: ScoreDistribution, replies: Sequence[ParsedReply] = ()) -> ImageScore:
-        """The result for one readable distribution."""
+        """The result for one distribution; without a score if the model gives no mass to any (a row of NaN)."""
         d = distribution
+        if math.isnan(float(d.mean)):
+            return cls.failed(name, f"{name}: the model gives no probability to any score", replies)
         return cls(name, float(d.mean), float(d.std), float(d.coverage), float(d.tag_probability), d, tuple(replies))
 
     @classmethod
