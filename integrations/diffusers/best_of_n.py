@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
 
 from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate, finish
+from vqr1_metric.integrations.diffusers.runs import Run, neighbour
 from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, check_previews
-from vqr1_metric.integrations.diffusers.scoring import PictureScorer
-from vqr1_metric.integrations.diffusers.steering import Snapshot, Steering
+from vqr1_metric.integrations.diffusers.scoring import AlsoScorer, PictureScorer
 from vqr1_metric.integrations.diffusers.support import PER_PROMPT, PipeInterface
-from vqr1_metric.results import ImageScore
 
 Strategy = Literal["auto", "inplace", "restart"]
 
@@ -30,6 +29,8 @@ class BestOfN:
         batch_size: candidates of one call of the pipe; more are made in several calls. A pipeline that was not tested
             for it makes one a call, whatever this says: in a batch, a candidate might not be what its seed gives alone.
         frames: frames scored of a video, evenly spaced; its distribution is their mixture.
+        also: other scorers, by name: pairs of a function of PIL pictures and the prompt that gives a number for each
+            (a text-image score, say), and a weight. Candidates are chosen by quality score plus weighted numbers.
 
     Example:
         >>> best = BestOfN(pipe, metric)  # doctest: +SKIP
@@ -38,9 +39,16 @@ class BestOfN:
     """
 
     def __init__(
-        self, pipe: Any, metric: Any, *, update_metric: bool = False, batch_size: int = 4, frames: int = 4
+        self,
+        pipe: Any,
+        metric: Any,
+        *,
+        update_metric: bool = False,
+        batch_size: int = 4,
+        frames: int = 4,
+        also: Mapping[str, tuple[AlsoScorer, float]] | None = None,
     ) -> None:
-        self.picture_scorer = PictureScorer(metric, frames)
+        self.picture_scorer = PictureScorer(metric, frames, also)
         if update_metric and not hasattr(metric, "update"):
             raise TypeError(f"Expected a metric to update, but got {type(metric).__name__}.")
         if batch_size < 1:
@@ -112,6 +120,63 @@ class BestOfN:
             outputs.append(self._one(text, candidate_seeds, keep, preview_at_ratio, survivor_count, chosen, own))
         return outputs
 
+    def search(
+        self,
+        prompt: str | None = None,
+        *,
+        budget: int,
+        n: int = 4,
+        neighbours: int = 4,
+        step: float = 0.3,
+        keep: int = 1,
+        seed: int = 0,
+        **arguments: Any,
+    ) -> BestOfNOutput:
+        r"""Search round the best noise instead of drawing ever more of it, within a budget of denoiser rows.
+
+        Zero-order search (Ma et al., "Inference-time scaling for diffusion models beyond scaling denoising steps",
+        arXiv 2501.09732): score ``n`` seeds; then, round after round, score ``neighbours`` of the best noise so far,
+        :math:`\sqrt{1 - s^2}\, z + s\, \epsilon` with step :math:`s`, which keeps its variance.
+
+        Args:
+            prompt: one prompt.
+            budget: denoiser rows that may be computed; a round that would exceed it is not begun.
+            n: seeds of the first round.
+            neighbours: candidates of each later round.
+            step: in (0, 1]; 1 draws unrelated noise.
+            keep: pictures to give back, at most n.
+            seed: first seed; the others follow.
+            arguments: everything else goes to the pipe.
+
+        Returns:
+            As for a call; ``strategy`` is ``"search"``. A candidate with ``noise`` is made again by passing that as
+            ``latents`` and its seed's generator to the pipe.
+
+        Raises:
+            UnsupportedError: for pipelines that were not tested to take noise as ``latents``.
+            ValueError: for a budget below the first round, known after its first call of the pipe.
+        """
+        if not 0 < step <= 1:
+            raise ValueError(f"Expected step in (0, 1], but got {step}.")
+        if neighbours < 1 or budget < 1:
+            raise ValueError(f"Expected neighbours and budget of at least 1, but got {neighbours} and {budget}.")
+        _survivor_count(n, keep, None, 1)
+        self.interface.check_arguments(arguments)
+        self.interface.check_noise()
+        self.picture_scorer.load()
+        if prompt is not None:
+            arguments = dict(arguments, prompt=prompt)
+        run = Run(self, arguments, budget=budget, keep_noise=True)
+        candidates = [Candidate(seed + i) for i in range(n)]
+        run.finals(candidates)
+        while run.fits(neighbours):
+            pivot = max(candidates, key=lambda c: -math.inf if math.isnan(c.value) else c.value)
+            first = seed + len(candidates)
+            around = [Candidate(first + i, noise=neighbour(pivot.noise, first + i, step)) for i in range(neighbours)]
+            run.finals(around)
+            candidates += around
+        return self._finish(run, candidates, keep, "search")
+
     # ---------------------------------------------------------------- one prompt
 
     def _one(
@@ -126,20 +191,21 @@ class BestOfN:
     ) -> BestOfNOutput:
         if prompt is not None:
             arguments = dict(arguments, prompt=prompt)
-        run = _Run(self, arguments)
+        run = Run(self, arguments)
         candidates = [Candidate(seed) for seed in seeds]
         if preview_at is None or survivor_count == len(seeds):
             strategy = "plain"
         else:
             snapshots = run.previews(candidates, preview_at)
-            best = sorted(
-                range(len(seeds)),
-                key=lambda i: (math.isnan(candidates[i].preview_score), -candidates[i].preview_score, i),
-            )
+            values = [candidate.preview_value for candidate in candidates]
+            best = sorted(range(len(seeds)), key=lambda i: (math.isnan(values[i]), -values[i], i))
             for index in best[survivor_count:]:
                 candidates[index].survived = False
             run.snapshots = snapshots if strategy == "inplace" else None
         run.finals(candidates)
+        return self._finish(run, candidates, keep, strategy)
+
+    def _finish(self, run: Run, candidates: list[Candidate], keep: int, strategy: str) -> BestOfNOutput:
         output = finish(
             candidates,
             keep,
@@ -167,61 +233,6 @@ class BestOfN:
                 f'strategy="inplace" is not known to give the same pictures: {reason}. Use "restart".'
             )
         return "restart"
-
-
-class _Run:
-    """The calls of the pipe for one prompt."""
-
-    def __init__(self, best: BestOfN, arguments: dict[str, Any]) -> None:
-        self.best, self.arguments = best, arguments
-        self.rows, self.scoring_seconds, self.started = 0, 0.0, time.perf_counter()
-        self.snapshots: list[Snapshot] | None = None
-
-    def previews(self, candidates: list[Candidate], preview_at: float) -> list[Snapshot]:
-        """Score the predicted clean picture of every candidate."""
-        snapshots = []
-        for chunk in self._chunks(candidates):
-            pictures, blanked, steering = self._call(chunk, preview_at=preview_at)
-            if steering.snapshot is None:
-                raise UnsupportedError(
-                    f"{self.best.interface.name} never called its scheduler, so there is no preview."
-                )
-            snapshots.append(steering.snapshot)
-            for candidate, picture, result in zip(chunk, pictures, self._score(pictures, blanked), strict=True):
-                candidate.preview, candidate.preview_result = picture, result
-        return snapshots
-
-    def finals(self, candidates: list[Candidate]) -> None:
-        """Denoise the survivors to the end and score them."""
-        survivors = [index for index, candidate in enumerate(candidates) if candidate.survived]
-        for places in self._chunks(survivors):
-            chunk = [candidates[place] for place in places]
-            rows = [divmod(place, self.best.batch_size) for place in places]
-            resume = Snapshot.gather(self.snapshots, rows) if self.snapshots else None
-            pictures, blanked, _ = self._call(chunk, resume=resume)
-            for candidate, picture, result in zip(chunk, pictures, self._score(pictures, blanked), strict=True):
-                candidate.picture, candidate.result = picture, result
-
-    def _chunks(self, items: list) -> list[list]:
-        size = self.best.batch_size
-        return [items[start : start + size] for start in range(0, len(items), size)]
-
-    def _call(self, chunk: list[Candidate], **steer: Any) -> tuple[list, list[bool], Steering]:
-        generators = [torch.Generator().manual_seed(candidate.seed) for candidate in chunk]
-        with Steering(self.best.pipe, generators, **steer) as steering:
-            pictures, blanked = self.best.interface.call(self.best.pipe, self.arguments, len(chunk), generators)
-        self.rows += steering.rows
-        if len(pictures) != len(chunk):
-            raise UnsupportedError(
-                f"Expected {len(chunk)} pictures from {self.best.interface.name}, but got {len(pictures)}."
-            )
-        return pictures, blanked, steering
-
-    def _score(self, pictures: list, blanked: list[bool]) -> list[ImageScore]:
-        started = time.perf_counter()
-        results = self.best.picture_scorer(pictures, blanked)
-        self.scoring_seconds += time.perf_counter() - started
-        return results
 
 
 def _seeds(n: int, seed: int, seeds: Sequence[int] | None, generator: Sequence[torch.Generator] | None) -> list[int]:

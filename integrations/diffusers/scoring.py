@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -10,6 +10,8 @@ from PIL import Image
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.results import ImageScore
 
+#: Gives a number for each of the pictures, higher for better; the second argument is the prompt.
+AlsoScorer = Callable[[Sequence[Image.Image], str | None], Sequence[float]]
 BLANKED = "blanked by the safety checker of the pipeline"
 
 
@@ -19,15 +21,22 @@ class PictureScorer:
     Args:
         metric: a metric with a ``scorer``, whose state is not touched, or a scorer.
         frames: frames scored of a video, evenly spaced; its distribution is their mixture.
+        also: by name, a function of PIL pictures and the prompt that gives a number for each, and its weight.
     """
 
-    def __init__(self, metric: Any, frames: int = 4) -> None:
+    def __init__(
+        self, metric: Any, frames: int = 4, also: Mapping[str, tuple[AlsoScorer, float]] | None = None
+    ) -> None:
         self.scorer = getattr(metric, "scorer", metric)
         if not hasattr(self.scorer, "score"):
             raise TypeError(f"Expected a metric with a scorer or a QualityScorer, but got {type(metric).__name__}.")
         if frames < 1:
             raise ValueError(f"Expected frames of at least 1, but got {frames}.")
         self.frames = frames
+        self.also = dict(also or {})
+        for name, pair in self.also.items():
+            if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0])):
+                raise TypeError(f"Expected also[{name!r}] to be a pair of a function and a weight, but got {pair!r}.")
 
     def load(self) -> None:
         """Load the model now, so that one that does not load fails before minutes of denoising."""
@@ -47,6 +56,20 @@ class PictureScorer:
         groups = [[] if flag else self.parts(picture) for picture, flag in zip(pictures, blanked, strict=True)]
         scores = iter(self.scorer.score([part for group in groups for part in group]))
         return [_merged(f"candidate {i}", [next(scores) for _ in group]) for i, group in enumerate(groups)]
+
+    def extras(self, pictures: Sequence[Any], prompt: str | None) -> tuple[list[dict[str, float]], list[float]]:
+        """What the other scorers say of each picture (of a video: the mean over its frames), and their weighted sum."""
+        groups = [self.parts(picture) for picture in pictures] if self.also else []
+        values: list[dict[str, float]] = [{} for _ in pictures]
+        for name, (function, _) in self.also.items():
+            numbers = [float(number) for number in function([part for group in groups for part in group], prompt)]
+            expected = sum(map(len, groups))
+            if len(numbers) != expected:
+                raise ValueError(f"Expected {expected} numbers from {name}, one a picture, but got {len(numbers)}.")
+            following = iter(numbers)
+            for value, group in zip(values, groups, strict=True):
+                value[name] = sum(next(following) for _ in group) / len(group)
+        return values, [sum(weight * value[name] for name, (_, weight) in self.also.items()) for value in values]
 
 
 def _merged(name: str, scores: list[ImageScore]) -> ImageScore:

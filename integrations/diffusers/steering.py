@@ -100,7 +100,7 @@ class Steering:
     Attributes:
         rows: denoiser rows computed.
         steps: scheduler steps seen, skipped ones included.
-        noise: the latents that entered the first step, shape ``(candidates, ...)``.
+        noise: what entered the first step, of unit variance where that was noise, shape ``(candidates, ...)``.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Steering:
         sample, as_dict = given["sample"], given.get("return_dict", True)
         self.steps += 1
         if self.noise is None:
-            self.noise = sample.detach().clone()
+            self.noise = sample.detach() / getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
         if self._skipping:
             return self._answer(self._restore(sample) if self._returns(sample) else sample, as_dict)
         if len(sample) != len(self.generators):

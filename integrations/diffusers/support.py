@@ -28,6 +28,20 @@ CARRIES_ON = {
     "WanPipeline",
     "ZImagePipeline",
 }
+#: Pipelines that give a seed's picture also for that seed's noise passed as ``latents``.
+TAKES_NOISE = {
+    "FluxPipeline",
+    "LTXPipeline",
+    "PixArtSigmaPipeline",
+    "QwenImagePipeline",
+    "SanaPipeline",
+    "StableDiffusion3Pipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "WanPipeline",
+    "ZImagePipeline",
+}
 #: Arguments that say how many pictures one prompt gives.
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 #: Arguments that may hold one entry for each prompt of a list of prompts.
@@ -70,6 +84,14 @@ class PipeInterface:
             )
         if arguments.get("return_dict", True) is not True:
             raise ValueError("Expected return_dict to be left alone.")
+
+    def check_noise(self) -> None:
+        """Raise where the first noise of a candidate may not be what the pipe takes as ``latents``."""
+        if self.name not in TAKES_NOISE:
+            raise UnsupportedError(
+                f"Searching needs one of {', '.join(sorted(TAKES_NOISE))}, which take noise as latents, "
+                f"but got {self.name}; use a larger n."
+            )
 
     def reason_to_restart(self, pipe: Any, arguments: dict[str, Any]) -> str | None:
         """Why carrying on from a saved step is not known to be exact here, or None where it is."""

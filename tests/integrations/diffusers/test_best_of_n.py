@@ -128,7 +128,7 @@ def test_survivors_are_the_best_previews(sd):
 def test_ranking_tells_the_win_probability_and_ties(sd):
     out = BestOfN(sd.pipe, formula_scorer())(n=4, keep=4, **sd.arguments)
     assert 0.5 <= out.win_probability <= 1
-    assert out.comparison.a.score == out.scores[0]
+    assert out.ranking[0].result.score == out.scores[0]
     twins = BestOfN(sd.pipe, formula_scorer())(n=2, seeds=[7, 7], **sd.arguments)
     assert twins.tied
     assert twins.win_probability == pytest.approx(0.5)

@@ -1,0 +1,127 @@
+"""Several scorers together, and zero-order search round the best noise."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers_matrix import difference
+from stub_scorer import formula_scorer
+from tiny_pipelines import FAMILIES, build
+
+from vqr1_metric.integrations.diffusers import BestOfN, UnsupportedError
+from vqr1_metric.integrations.diffusers.runs import neighbour
+from vqr1_metric.integrations.diffusers.support import TAKES_NOISE
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+
+SEARCHED = ["sd", "controlnet", "sdxl", "sd3", "flux", "pixart", "sana", "qwen_image", "z_image", "ltx", "wan"]
+
+
+@pytest.fixture
+def sd():
+    return build("sd")
+
+
+def green(pictures, prompt):
+    """Another scorer: mean green in [0, 1]."""
+    assert prompt == "a lighthouse"
+    return [np.asarray(picture)[..., 1].mean() / 255 for picture in pictures]
+
+
+def test_other_scorers_take_part_in_every_choice(sd):
+    quality = BestOfN(sd.pipe, formula_scorer())(n=5, keep=5, **sd.arguments)
+    both = BestOfN(sd.pipe, formula_scorer(), also={"green": (green, -40.0)})(n=5, keep=5, **sd.arguments)
+    for record, same in zip(both.records, quality.records, strict=True):
+        assert record.score == same.score
+        assert record.extras == {"green": pytest.approx(green([record.picture], "a lighthouse")[0])}
+        assert record.value == pytest.approx(record.score - 40 * record.extras["green"])
+    values = [both.records[place.index].value for place in both.ranking]
+    assert values == sorted(values, reverse=True)
+    assert both.seeds != quality.seeds
+    assert 0.5 <= both.win_probability <= 1
+
+    pruned = BestOfN(sd.pipe, formula_scorer(), also={"green": (green, -40.0)})
+    out = pruned(n=5, preview_at_ratio=0.5, survivors=2, **sd.arguments)
+    best = sorted(out.records, key=lambda r: -r.preview_value)[:2]
+    assert all(record.survived for record in best)
+    assert best[0].preview_extras["green"] > 0
+
+
+def test_other_scorers_that_cannot_be_used(sd):
+    with pytest.raises(TypeError, match="a pair of a function and a weight"):
+        BestOfN(sd.pipe, formula_scorer(), also={"green": green})
+    with pytest.raises(ValueError, match="Expected 2 numbers from short"):
+        BestOfN(sd.pipe, formula_scorer(), also={"short": (lambda pictures, prompt: [1.0], 1.0)})(n=2, **sd.arguments)
+
+
+def test_pictures_without_a_score_stay_last_whatever_others_say(sd, monkeypatch):
+    def blank_the_first(image, device, dtype):
+        return image, [True] + [False] * (len(image) - 1)
+
+    monkeypatch.setattr(sd.pipe, "run_safety_checker", blank_the_first)
+    out = BestOfN(sd.pipe, formula_scorer(), also={"one": (lambda p, _: [1.0] * len(p), 9.0)})(
+        n=3, keep=3, **sd.arguments
+    )
+    assert out.seeds[-1] == 0
+    assert [place.rank for place in out.ranking][-1] is None
+    assert math.isnan(out.scores[-1])
+
+
+@pytest.mark.parametrize("family", SEARCHED)
+def test_noise_passed_as_latents_makes_the_same_picture(family):
+    tiny = build(family)
+    arguments = tiny.arguments | {"output_type": "np"}
+    out = BestOfN(tiny.pipe, formula_scorer()).search(
+        arguments.pop("prompt"), budget=100, n=2, neighbours=50, **arguments
+    )
+    for record in out.records:
+        generator = torch.Generator().manual_seed(record.seed)
+        again = tiny.pipe(**tiny.arguments | {"output_type": "np"}, latents=record.noise, generator=generator)
+        again = again.frames[0] if hasattr(again, "frames") else again.images[0]
+        assert difference(again, record.picture) <= 1e-5
+
+
+def test_searched_families_are_those_that_are_allowed():
+    assert {type(build(family).pipe).__name__ for family in SEARCHED} == TAKES_NOISE
+    refused = set(FAMILIES) - set(SEARCHED)
+    for family in sorted(refused):
+        tiny = build(family)
+        with pytest.raises(UnsupportedError, match="Searching needs"):
+            BestOfN(tiny.pipe, formula_scorer()).search(budget=100, **tiny.arguments)
+
+
+def test_search_keeps_to_its_budget_and_climbs(sd):
+    best = BestOfN(sd.pipe, formula_scorer())
+    per_candidate = 2 * 6
+    out = best.search(budget=15 * per_candidate, n=3, neighbours=4, step=0.1, keep=2, **sd.arguments)
+    assert out.denoiser_rows == (3 + 4 + 4 + 4) * per_candidate
+    assert out.strategy == "search"
+    assert len(out.records) == 15
+    starts = max(record.score for record in out.records[:3])
+    assert out.scores[0] >= starts
+    assert len(out.images) == 2
+    assert len(best.search(budget=14 * per_candidate, n=3, neighbours=4, **sd.arguments).records) == 11
+
+
+def test_neighbours_keep_the_variance_and_the_direction():
+    noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    near, far = neighbour(noise, 1, 0.2), neighbour(noise, 1, 1.0)
+    for other in (near, far):
+        assert float(other.std()) == pytest.approx(1, abs=0.03)
+    correlation = [float(torch.corrcoef(torch.stack([noise.flatten(), o.flatten()]))[0, 1]) for o in (near, far)]
+    assert correlation[0] == pytest.approx(math.sqrt(1 - 0.2**2), abs=0.02)
+    assert correlation[1] == pytest.approx(0, abs=0.02)
+
+
+def test_bad_arguments_of_a_search(sd):
+    best = BestOfN(sd.pipe, formula_scorer())
+    for match, options in [
+        ("step in", {"budget": 100, "step": 0.0}),
+        ("neighbours and budget", {"budget": 0}),
+        ("keep from 1 to n=2", {"budget": 100, "n": 2, "keep": 3}),
+        ("48 denoiser rows, but got 20", {"budget": 20, "n": 4}),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            best.search(**options, **sd.arguments)
