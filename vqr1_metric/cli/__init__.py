@@ -26,6 +26,7 @@ COMMANDS = {
     "explain": "the score distribution of a picture and the model's reasoning",
     "evaluate": "agreement with people: correlations, intervals and tests against others",
     "serve": "score pictures over HTTP, with a page to try it",
+    "report": "a page of scored pictures that opens offline",
     "diff": "two folders of the same scenes: which method is better, and how surely",
     "info": "versions, devices and what a model is",
 }

@@ -100,6 +100,12 @@ def _run_labels(args: argparse.Namespace, settings: Settings) -> int:
     (args.output / "table.md").write_text(text, encoding="utf-8")
     write_table_csv(args.output / "table.csv", found)
     write_json(args.output / "results.json", {"made_with": made_with, "sets": found})
+    if not args.no_page:
+        from vqr1_metric.evaluation.page import evaluation_page
+
+        data = list(zip(sets, scored, strict=True))
+        page = evaluation_page(found, data, made_with, args.output / "cache" / "thumbnails")
+        (args.output / "index.html").write_text(page, encoding="utf-8")
     if not args.silent:
         print(text)
         print(f"results in {args.output}")

@@ -96,12 +96,12 @@ def _main_table(entry: dict[str, Any]) -> str:
     lines = [["scorer", "n", *(HEADINGS[name] for name in shown)]]
     for row in entry["scorers"]:
         cells = [row["name"], str(row["n"])]
-        cells += [_with_interval(name, row["values"][name], row["intervals"][name]) for name in shown]
+        cells += [with_interval(name, row["values"][name], row["intervals"][name]) for name in shown]
         lines.append(cells)
     for row in entry["published"]:
         known = {"srcc": row["srcc"], "plcc": row["plcc"]}
         cells = [f"*{row['name']} (published)*", ""]
-        lines.append(cells + [f"*{_short(name, known[name])}*" if name in known else "" for name in shown])
+        lines.append(cells + [f"*{short(name, known[name])}*" if name in known else "" for name in shown])
     return table(lines)
 
 
@@ -161,7 +161,7 @@ def _means(sets: Sequence[dict[str, Any]]) -> str:
         rows = [row for entry in sets for row in entry["scorers"] if row["name"] == name]
         if len(rows) == len(sets):
             means = [sum(row["values"][key] for row in rows) / len(rows) for key in ("srcc", "plcc", "plcc_4")]
-            lines.append([name, str(len(rows)), *(_short("srcc", mean) for mean in means)])
+            lines.append([name, str(len(rows)), *(short("srcc", mean) for mean in means)])
     return "## Mean over the data sets\n\n" + table(lines)
 
 
@@ -182,15 +182,15 @@ def made_with_text(made_with: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _with_interval(name: str, value: float, interval: Sequence[float]) -> str:
+def with_interval(name: str, value: float, interval: Sequence[float]) -> str:
     if math.isnan(value):
         return "–"
     if math.isnan(interval[0]):
-        return _short(name, value)
-    return f"{_short(name, value)} [{_short(name, interval[0])}, {_short(name, interval[1])}]"
+        return short(name, value)
+    return f"{short(name, value)} [{short(name, interval[0])}, {short(name, interval[1])}]"
 
 
-def _short(name: str, value: float) -> str:
+def short(name: str, value: float) -> str:
     """Three decimals; correlations without the leading zero, as is customary."""
     if math.isnan(value):
         return "–"

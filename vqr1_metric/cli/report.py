@@ -1,0 +1,75 @@
+"""``vqr1 report``: a page of scored pictures that opens offline."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from vqr1_metric import records
+from vqr1_metric.cli import CommandError
+from vqr1_metric.cli.options import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    parser.add_argument(
+        "scores", type=Path, metavar="SCORES",
+        help="what vqr1 score wrote: .csv, or .jsonl with distributions and reasoning",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the page, .html")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR",
+        help="names in the file are relative to DIR (default: to here, or the file)",
+    )  # fmt: skip
+    parser.add_argument("--title", help="heading (default: the file's name)")
+    parser.add_argument(
+        "--thumbnail", type=positive, default=160, metavar="N", help="longer edge of the small pictures (default: 160)"
+    )
+    parser.add_argument("--silent", action="store_true", help="no progress bar, no summary")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page."""
+    if not args.output.parent.is_dir():
+        raise CommandError(f"no folder {str(args.output.parent)!r} to write {args.output.name!r} into")
+    from tqdm import tqdm
+
+    from vqr1_metric.evaluation.page import report_page
+    from vqr1_metric.evaluation.peers import read_scores
+
+    found = read_scores(args.scores)
+    if not found:
+        raise CommandError(f"{args.scores}: holds no scores")
+    rows = [{**row, "path": name, "file": _picture(name, args)} for name, row in found.items()]
+    cache = args.output.with_name(args.output.stem + ".thumbnails")
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    with tqdm(
+        total=len(rows), unit="picture", file=sys.stderr, mininterval=interval, disable=args.silent, leave=False
+    ) as bar:
+        title = args.title or args.scores.stem
+        text = report_page(
+            rows, title, _made_with(args.scores), args.output, cache, size=args.thumbnail, progress=bar.update
+        )
+    args.output.write_text(text, encoding="utf-8")
+    if not args.silent:
+        size = args.output.stat().st_size / 1e6
+        print(f"{len(rows)} pictures in {args.output} ({size:.1f} MB; {cache.name} beside it speeds up the next time)")
+    return 0
+
+
+def _picture(name: str, args: argparse.Namespace) -> Path:
+    """Where a picture is: below --images, else as the name says from here, else from the file of scores."""
+    if args.images is not None:
+        return args.images / name
+    return Path(name) if Path(name).exists() else args.scores.parent / name
+
+
+def _made_with(scores: Path) -> dict[str, Any]:
+    """What the file of scores says of itself."""
+    try:
+        meta = records.read_meta(scores)
+    except records.RecordError:
+        return {"scores": scores.name, "model": "not stated: no .meta.json lies beside the file of scores"}
+    return {"scores": scores.name, **meta}
