@@ -25,7 +25,7 @@ def backend(tiny_model):
 
 
 def small(backend):
-    """Token ids of the grammar's replies, each up to where its score is decided: {ids: (score index, ids of the tag)}."""
+    """The model's preprocessing, without enlarging pictures to Qwen3-VL's least size: brute force has to see each."""
     return backend.pixel_config.with_limits(min_pixels=56 * 56)
 
 
