@@ -1,0 +1,155 @@
+"""Ray Data: score millions of pictures on many machines, into Parquet files, and go on where a run was cut short.
+
+    import ray
+    from vqr1_metric.integrations.ray import score_to_parquet
+
+    pictures = ray.data.from_items([{"path": path} for path in paths])          # or read_parquet with a column of bytes
+    scored = score_to_parquet(pictures, "scores/", column="path", concurrency=8, num_gpus=1)
+    print(scored.mean("score"))
+
+Distribution, placement, retries and streaming are Ray's own. Each actor holds one model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from vqr1_metric.integrations.datasets import PictureScorer
+from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import ray
+    from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
+    from ray.data import Dataset
+except ModuleNotFoundError as error:
+    if error.name not in ("ray", "pyarrow"):
+        raise
+    raise ModuleNotFoundError("vqr1_metric.integrations.ray needs Ray: pip install 'vqr1-metric[ray]'") from None
+
+#: In the schema of every file: what made the scores, so that two models are never mixed in one folder.
+_FINGERPRINT = b"vqr1_fingerprint"
+
+
+class ScoringActor:
+    """A callable class for ``Dataset.map_batches``: adds the columns of
+    :class:`~vqr1_metric.integrations.datasets.PictureScorer` to a batch.
+
+    :func:`score_to_parquet` uses it; use it yourself for a pipeline of your own::
+
+        dataset.map_batches(ScoringActor, fn_constructor_kwargs={"model": "nano", "column": "path"}, concurrency=2)
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, *, column: str, drop_column: bool = False, **options: Any) -> None:
+        self.score = PictureScorer(model, column=column, **options)
+        self.column, self.drop_column = column, drop_column
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The batch with its new columns."""
+        kept = {name: values for name, values in batch.items() if not (self.drop_column and name == self.column)}
+        return kept | {name: np.array(values, object) for name, values in self.score(batch).items()}
+
+
+def score_to_parquet(
+    dataset: Dataset,
+    folder: str,
+    *,
+    column: str = "path",
+    key: str | None = None,
+    model: str = DEFAULT_MODEL,
+    concurrency: int = 1,
+    num_gpus: float = 0,
+    batch_size: int = 64,
+    rows_per_file: int = 1000,
+    **options: Any,
+) -> Dataset:
+    """Score every row that ``folder`` does not hold yet, and write the scores there.
+
+    Files appear whole or not at all. Run the same call again after an interruption: rows whose key is in a file are
+    left out. Rows without a score (a damaged picture) have NaN and the reason, and count as finished.
+
+    Args:
+        dataset: rows with a column of paths (which every machine must see) or of bytes.
+        folder: for the Parquet files, a path or a URI that pyarrow knows (``s3://...``); every machine must see it.
+        column: where the pictures are.
+        key: a column whose values identify a row; by default ``column``. With another key the pictures' column is not
+            written, so that bytes are not copied into the results.
+        model: Hugging Face Hub name, local folder, or ``"nano"``.
+        concurrency: actors, each with a model of its own.
+        num_gpus: GPUs of each actor; may be a fraction.
+        batch_size: rows that an actor takes at a time.
+        rows_per_file: about as many as an interruption can cost for each actor.
+        options: of :class:`~vqr1_metric.scorer.QualityScorer`.
+
+    Returns:
+        Everything in ``folder``, as ``ray.data.read_parquet``.
+
+    Raises:
+        ValueError: if the folder's scores came from another model or other settings.
+    """
+    key = key or column
+    filesystem, root = _open(str(folder))
+    fingerprint = f"{QualityScorer(model, **options).fingerprint:x}".encode()
+    done = ray.put(_finished(filesystem, root, key, fingerprint))
+    todo = dataset.map_batches(lambda batch: _without(batch, key, ray.get(done)), batch_size=None)
+    scored = todo.map_batches(
+        ScoringActor,
+        fn_constructor_kwargs={"model": model, "column": column, "drop_column": key != column, **options},
+        concurrency=concurrency,
+        num_gpus=num_gpus,
+        batch_size=batch_size,
+    )
+    scored.map_batches(
+        lambda table: _write(table, filesystem, root, key, fingerprint),
+        batch_format="pyarrow",
+        batch_size=rows_per_file,
+    ).materialize()
+    return ray.data.read_parquet(str(folder))
+
+
+def _open(folder: str) -> tuple[FileSystem, str]:
+    if "://" in folder:
+        filesystem, root = FileSystem.from_uri(folder)
+    else:
+        filesystem, root = LocalFileSystem(), folder
+    filesystem.create_dir(root, recursive=True)
+    return filesystem, root.rstrip("/")
+
+
+def _finished(filesystem: FileSystem, root: str, key: str, fingerprint: bytes) -> set:
+    """The keys of all rows in the folder."""
+    keys: set = set()
+    for info in filesystem.get_file_info(FileSelector(root)):
+        if info.extension != "parquet":
+            continue
+        table = pq.read_table(info.path, columns=[key], filesystem=filesystem)
+        if (table.schema.metadata or {}).get(_FINGERPRINT) != fingerprint:
+            raise ValueError(
+                f"{info.path} holds scores of another model or other settings, which must not be mixed: choose another "
+                "folder, or the settings of before."
+            )
+        keys.update(table[key].to_pylist())
+    return keys
+
+
+def _without(batch: dict[str, np.ndarray], key: str, done: set) -> dict[str, np.ndarray]:
+    if key not in batch:
+        raise ValueError(f"Expected a column {key!r} that identifies a row, but there are {', '.join(batch)}.")
+    new = np.array([value not in done for value in batch[key].tolist()], bool)
+    return {name: values[new] for name, values in batch.items()}
+
+
+def _write(table: pa.Table, filesystem: FileSystem, root: str, key: str, fingerprint: bytes) -> pa.Table:
+    """Write one file, under a name made of its keys: a task that Ray runs again replaces its own file."""
+    name = hashlib.sha256("\n".join(map(str, table[key].to_pylist())).encode()).hexdigest()[:32]
+    error = table.schema.get_field_index("error")
+    # A column of nothing but None would have no type, and a batch without errors is the usual one.
+    table = table.set_column(error, "error", table["error"].cast(pa.string()))
+    table = table.replace_schema_metadata({_FINGERPRINT: fingerprint})
+    pq.write_table(table, f"{root}/{name}.unfinished", filesystem=filesystem)
+    filesystem.move(f"{root}/{name}.unfinished", f"{root}/{name}.parquet")
+    return pa.table({"rows": [table.num_rows]})
