@@ -38,20 +38,10 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_files(kind: str) -> None:
-    check(kind, 60)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_ten_thousand_mutated_files(kind: str) -> None:
-    check(kind, 1500)
-
-
-def check(kind: str, count: int) -> None:
     rng = random.Random(kind)
     original = encoded(1, (40, 30), kind)
     errors, named = 0, True
-    for _ in range(count):
+    for _ in range(1500):
         picture = Picture("x", io.BytesIO(mutated(original, rng)))
         try:
             pixels = decode(picture, open_picture(picture, LIMITS))

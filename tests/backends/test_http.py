@@ -1,0 +1,207 @@
+"""The backend for models behind a server, against a strict stand-in with a real model, on loopback."""
+
+import copy
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from chat_server import ChatServer, serving, tiny_backend
+
+from vqr1_metric.backends.answer_walk import _Place, place_of, rest_of_answer
+from vqr1_metric.backends.base import ModelError, Sampling, ScoringBackend
+from vqr1_metric.backends.http import HttpBackend, RequestRefused, ServerError
+from vqr1_metric.backends.readout import score_texts
+from vqr1_metric.backends.transformers import TransformersBackend
+from vqr1_metric.scorer import QualityScorer
+
+FAULTS = ["429", "500", "drop", "slow", "malformed", "count", "positive"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_qwen2_5_vl: Path) -> TransformersBackend:
+    return tiny_backend(tiny_qwen2_5_vl)
+
+
+@contextmanager
+def connected(server: ChatServer, **options) -> Iterator[HttpBackend]:
+    with serving(server.app()) as address:
+        yield HttpBackend(f"{address}/v1", **{"backoff": 0.01, **options})
+
+
+def picture(seed: int, height: int = 56, width: int = 84) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def test_places_and_expressions():
+    for text, index in score_texts():
+        for blank in ("", " ", "\n"):
+            assert place_of(f"<answer>{blank}{text}</answer>") == index
+            assert place_of(f"<answer>{blank}{text}") == (index if len(text) == 4 else _Place.OPEN)
+    for text in ("", "<", "<answer", "<answer>", "<answer>\n", "<answer> 3.", "<answer>5.0", "<answer>\n4\n"):
+        assert place_of(text) is _Place.OPEN, text
+    outside = ("3", "<answer>0", "<answer>5.1", "<answer>5.01", "<answer>5.1</", "<answer>34", "<answer>3. ",
+               "<answer>3<", "<answer>3 ", "<answer> 3\n</", "<answer>3</a>", "<answer>  3", "<answer>six")  # fmt: skip
+    for text in outside:
+        assert place_of(text) is _Place.OUTSIDE, text
+    assert rest_of_answer("<ans") == r"wer>[1-5]\.[0-9][0-9]</answer>"
+    assert rest_of_answer("<answer>\n3.") == "[0-9][0-9]</answer>"
+    assert rest_of_answer("<answer>3 ") is None
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_same_distribution_as_in_process(model: TransformersBackend, constrained: bool):
+    images = [picture(1), picture(2, 28, 56)]
+    with torch.no_grad():
+        expected = model.distributions(images, model.pixel_config)
+    server = ChatServer(model)
+    with connected(server, threshold=1e-4, constrained=constrained, pixel_config=model.pixel_config) as backend:
+        assert isinstance(backend, ScoringBackend) and backend.model_id == "tiny"
+        got = backend.distributions(images, backend.pixel_config)
+    torch.testing.assert_close(got.probabilities, expected.probabilities, atol=5e-4, rtol=0)
+    torch.testing.assert_close(got.coverage, expected.coverage, atol=1e-2, rtol=0)
+    torch.testing.assert_close(got.mean, expected.mean, atol=5e-3, rtol=0)
+    torch.testing.assert_close(got.tag_probability, expected.tag_probability, atol=1e-3, rtol=0)
+    assert bool((expected.coverage > 0.2).all())  # there is something to compare
+    assert any(chat.structured_outputs for chat in server.requests) == constrained
+
+
+def test_readout_after_reasoning(model: TransformersBackend):
+    replies = ["<think>It is sharp.</think>\n", "<think></think>\n\n"]
+    images = [picture(1), picture(1)]
+    with torch.no_grad():
+        expected = model.distributions(images, model.pixel_config, replies=replies)
+    with connected(ChatServer(model), threshold=1e-3, pixel_config=model.pixel_config) as backend:
+        got = backend.distributions(images, backend.pixel_config, replies=replies)
+    torch.testing.assert_close(got.mean, expected.mean, atol=0.1, rtol=0)
+    torch.testing.assert_close(got.probabilities, expected.probabilities, atol=2e-2, rtol=0)
+
+
+def test_threshold_saves_requests_and_lowers_coverage(model: TransformersBackend):
+    coverages, counts = [], []
+    for threshold in (0.2, 0.02, 0.002):
+        server = ChatServer(model)
+        with connected(server, threshold=threshold, pixel_config=model.pixel_config) as backend:
+            coverages.append(float(backend.distributions([picture(1)], backend.pixel_config).coverage))
+        counts.append(len(server.requests))
+    assert coverages == sorted(coverages) and coverages[0] < coverages[2]
+    assert counts == sorted(counts) and counts[0] < counts[2]
+
+
+def test_picture_is_resized_as_the_model_does(model: TransformersBackend):
+    image = picture(3, 61, 47)
+    smooth = torch.nn.functional.avg_pool2d(image[None].float(), 9, 1, 4)[0].round().to(torch.uint8)
+    config = model.pixel_config.with_limits(None, 4000)
+    with torch.no_grad():
+        expected = model.distributions([smooth], config)
+    with connected(ChatServer(model), threshold=1e-4, pixel_config=model.pixel_config) as backend:
+        got = backend.distributions([smooth.float() / 255], config)
+    torch.testing.assert_close(got.mean, expected.mean, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_passing_faults_change_nothing(model: TransformersBackend, fault: str):
+    server = ChatServer(model)
+    with connected(server, threshold=0.05, timeout=0.7, pixel_config=model.pixel_config) as backend:
+        expected = backend.distributions([picture(1)], backend.pixel_config)
+        before = len(server.requests)
+        server.faults = [fault, "", fault, fault]
+        got = backend.distributions([picture(1)], backend.pixel_config)
+        assert len(server.requests) == 2 * before - 2 + 3  # less the probe's two, plus three repeated
+    assert torch.equal(got.probabilities, expected.probabilities)
+
+
+def test_lasting_faults_are_an_error_without_a_score(model: TransformersBackend):
+    server = ChatServer(model)
+    with connected(server, tries=3, pixel_config=model.pixel_config) as backend:
+        server.faults = ["500"] * 3
+        with pytest.raises(ServerError, match=r"asked 3 times.*500 out of cake"):
+            backend.distributions([picture(1)], backend.pixel_config)
+        assert len(server.requests) == 3
+    with pytest.raises(ServerError, match=r"asked 2 times.*connection failed"):
+        HttpBackend("http://127.0.0.1:9/v1", tries=2, backoff=0.01).distributions([picture(1)], model.pixel_config)
+
+
+def test_refusals_are_not_repeated(model: TransformersBackend):
+    server = ChatServer(model)
+    refused = pytest.raises(RequestRefused, match="400 no such model")
+    with connected(server, model="other") as backend, pytest.warns(UserWarning, match="no such model"), refused:
+        backend.distributions([picture(1)], backend.pixel_config)
+    assert len(server.requests) < 8
+
+
+@pytest.mark.parametrize(
+    ("lack", "said"), [("states_logprobs", "states no log-probabilities"), ("continues", "does not continue")]
+)
+def test_falls_back_to_samples_and_says_so(model: TransformersBackend, lack: str, said: str):
+    server = ChatServer(model, **{lack: False})
+    with connected(server, fallback_samples=3, pixel_config=model.pixel_config) as backend:
+        backend._fallback = Sampling(num_samples=3, max_new_tokens=12)
+        with pytest.warns(UserWarning, match=f"{said}.*3 sampled replies"):
+            read = backend.distributions([picture(1), picture(2)], backend.pixel_config)
+        again = backend.distributions([picture(1)], backend.pixel_config)  # warned once
+        with pytest.raises(ModelError, match="mode 'think' needs log-probabilities"):
+            backend.distributions([picture(1)], backend.pixel_config, replies=["<think></think>\n"])
+    assert read.coverage.tolist()[0] == again.coverage.tolist()[0]
+    for row, coverage in zip(read.probabilities, read.coverage.tolist(), strict=True):
+        assert bool(row.isnan().all()) == (coverage == 0)
+
+
+def test_sampled_replies_have_their_own_seeds(model: TransformersBackend):
+    server = ChatServer(model)
+    sampling = Sampling(num_samples=3, max_new_tokens=6, seed=2)
+    with connected(server, pixel_config=model.pixel_config) as backend:
+        replies = backend.sample_replies([picture(1)], model.pixel_config, sampling, thinking=True, add_vision_id=True)
+        again = backend.sample_replies([picture(1)], model.pixel_config, sampling, thinking=True, add_vision_id=True)
+    assert replies == again and len(set(replies[0])) > 1
+    assert sorted({chat.seed for chat in server.requests}) == [2_000_006, 2_000_007, 2_000_008]
+
+
+def test_concurrency_is_bounded_and_used(model: TransformersBackend):
+    server = ChatServer(model)
+    with connected(server, concurrency=3, threshold=0.05, pixel_config=model.pixel_config) as backend:
+        backend.distributions([picture(i) for i in range(4)], backend.pixel_config)
+    assert server.most_at_a_time == 3
+
+
+def test_key_stays_secret(
+    model: TransformersBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("MY_KEY", "s3cret-key")
+    server = ChatServer(model, key="s3cret-key")
+    with connected(server, key_variable="MY_KEY", threshold=0.3, pixel_config=model.pixel_config) as backend:
+        backend.distributions([picture(1)], backend.pixel_config)
+        assert b"s3cret" not in pickle.dumps(backend) and "s3cret" not in repr(backend) + repr(backend.__dict__)
+        same = pickle.loads(pickle.dumps(backend))
+        same.distributions([picture(1)], backend.pixel_config)
+        server.key = "another"  # the stand-in repeats the wrong key in its message
+        with pytest.raises(RequestRefused, match=r"401 wrong key Bearer \*\*\*; set the environment variable MY_KEY"):
+            copy.deepcopy(same).distributions([picture(1)], backend.pixel_config)
+    assert "s3cret" not in caplog.text
+
+
+def test_scorer_on_a_server(model: TransformersBackend):
+    """Scoring, names, order and batches are the scorer's; only the model is elsewhere."""
+    images = [picture(1), picture(2, 28, 56), picture(3, 56, 28)]
+    scorer = QualityScorer(backend=model)
+    expected = scorer.score(images)
+    with connected(ChatServer(model), threshold=3e-3, pixel_config=model.pixel_config) as backend:
+        remote = QualityScorer(backend=backend)
+        got = remote.score(images)
+        with pytest.raises(ModelError, match="gives no gradients"):
+            remote.distributions([picture(1).div(255).requires_grad_()], differentiable=True)
+    for a, b in zip(got, expected, strict=True):
+        assert (a.name, a.error) == (b.name, None) and a.score == pytest.approx(b.score, abs=0.02)
+        assert a.coverage <= b.coverage + 1e-3
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="such as http://127"):
+        HttpBackend("localhost:8000")
+    with pytest.raises(ValueError, match="threshold between 0 and 1"):
+        HttpBackend("http://x/v1", threshold=0)
