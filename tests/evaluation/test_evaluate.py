@@ -2,12 +2,16 @@
 
 import csv
 import json
+import runpy
+import sys
+import types
 from pathlib import Path
 
 import pytest
-from evaluation_scorer import save_picture
+from evaluation_scorer import LinearBackend, save_picture
 
 from vqr1_metric.cli import main
+from vqr1_metric.scorer import QualityScorer
 
 
 def evaluate(folder: Path, *options: str, output: str = "out") -> dict:
@@ -131,3 +135,72 @@ def test_with_a_real_model(labelled: Path, tiny_qwen2_5_vl: Path) -> None:
     found = results["sets"][0]["scorers"][0]
     assert found["n"] == 24 and found["kind"] == "model"
     assert found["identity"]["revision"].startswith("sha256:") and found["identity"]["max_pixels"] == 3136
+
+
+def test_suite_takes_what_is_there(tmp_path: Path, backend, capsys) -> None:
+    folder = tmp_path / "KonIQ-10k"
+    lines = ["image_name,c1,c2,c3,c4,c5,c_total,MOS,SD,set"]
+    for i in range(12):
+        save_picture(folder / "1024x768" / f"{i}.jpg", (i + 1) / 14)
+        lines.append(f"{i}.jpg,0,0,0,0,0,100,{20 + 5 * i + (-1) ** i * 4},0.5,{'test' if i % 4 else 'training'}")
+    (folder / "koniq10k_distributions_sets.csv").write_text("\n".join(lines))
+    save_picture(tmp_path / "spaq" / "1.jpg", 0.5, (900, 800))
+    (tmp_path / "spaq" / "labels.txt").write_text("1.jpg 50\n")
+    arguments = ["evaluate", "--suite", "paper", "--root", str(tmp_path), "-o", str(tmp_path / "out"), "--silent"]
+    assert main([*arguments, "--resamples", "20"]) == 0
+    assert "not there, left out: BID: get it from https://" in capsys.readouterr().err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    koniq, spaq = (entry["dataset"] for entry in results["sets"])
+    assert (koniq["name"], koniq["split"], koniq["labelled"]) == ("KonIQ", "test", 9)
+    assert (spaq["name"], spaq["short_edge"]) == ("SPAQ", 768) and (768, 864) in backend.sizes
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| *VisualQuality-R1 (published)* |  | *.830* | *.840* |" in text and "## Mean over the data sets" in text
+    assert "1 pictures of 11125: this is not the complete set" in text
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "VisualQuality-R1 (published)" in page
+    one = ["evaluate", "--dataset", "koniq", "--root", str(folder), "--split", "all", "-o", str(tmp_path / "one")]
+    assert main([*one, "--silent", "--resamples", "20"]) == 0
+    assert json.loads((tmp_path / "one" / "results.json").read_text())["sets"][0]["dataset"]["labelled"] == 12
+
+
+def test_metrics_of_pyiqa_by_name(labelled: Path, backend, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    class Metric:
+        lower_better = True
+
+        def __call__(self, picture) -> float:
+            return -picture.getpixel((0, 0))[0]
+
+    module = types.ModuleType("pyiqa")
+    module.list_models = lambda: ["niqe"]
+    module.create_metric = lambda name, **options: Metric()
+    monkeypatch.setitem(sys.modules, "pyiqa", module)
+    found = scorers(evaluate(labelled, "--pyiqa", "niqe", "--no-baselines"))["niqe"]
+    assert found["kind"] == "pyiqa" and found["values"]["srcc"] > 0.9
+    arguments = ["evaluate", "--labels", str(labelled / "labels.csv"), "--images", str(labelled / "pictures")]
+    assert main([*arguments, "-o", str(labelled / "o"), "--pyiqa", "none"]) == 1
+    assert "Expected a metric that pyiqa knows" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    assert main([*arguments, "-o", str(labelled / "o"), "--pyiqa", "niqe"]) == 1
+    assert "pip install pyiqa" in capsys.readouterr().err
+
+
+def test_example_measures_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    lines = []
+    for i in range(8):
+        save_picture(tmp_path / "BID" / f"{i}.png", (i + 1) / 10)
+        lines.append(f"{i}.png {i + 1}")
+    (tmp_path / "BID" / "labels.txt").write_text("\n".join(lines))
+    example = runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "reproduce_paper.py"))
+    seen = []
+
+    def scorer(model: str, **options) -> QualityScorer:
+        seen.append(options)
+        return QualityScorer(backend=LinearBackend(), mode=options["mode"])
+
+    monkeypatch.setitem(example["main"].__globals__, "QualityScorer", scorer)
+    monkeypatch.setattr(sys, "argv", ["reproduce_paper.py", "--root", str(tmp_path), "-o", str(tmp_path / "out")])
+    example["main"]()
+    text = capsys.readouterr().out
+    assert "| as the authors sample | 8 |" in text and "| one forward pass | 8 | 1.000" in text
+    assert "*VisualQuality-R1 (published)* |  | *.790* | *.806*" in text
+    assert seen[0]["add_vision_id"] and seen[0]["num_samples"] == 1 and seen[1]["mode"] == "score"

@@ -123,7 +123,13 @@ def file_name(name: str) -> str:
 
 
 def _scorer(args: argparse.Namespace) -> QualityScorer | None:
-    return None if args.scores else build_scorer(args)
+    if args.scores:
+        return None
+    if args.device is None and args.device_map is None:
+        from vqr1_metric.evaluation.scoring import local_device
+
+        args.device = local_device()
+    return build_scorer(args)
 
 
 def _check(args: argparse.Namespace) -> None:

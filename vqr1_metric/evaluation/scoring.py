@@ -155,6 +155,13 @@ def process_rank() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def local_device() -> str | None:
+    """The GPU of this process where several share a machine; None (the scorer's own choice) otherwise."""
+    if process_rank()[1] == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
 def wait_for_all() -> None:
     """Wait until every process is here."""
     if process_rank()[1] == 1:

@@ -175,10 +175,9 @@ def made_with_text(made_with: dict[str, Any]) -> str:
         f"- {made_with['level']:.0%} intervals, percentile bootstrap, {made_with['resamples']} resamples, seed "
         f"{made_with['seed']}; the logistic maps are fitted once, to all pictures.",
     ]
-    identity = made_with.get("model")
-    if identity:
-        told = ", ".join(f"{key} {value}" for key, value in identity.items() if value is not None)
-        lines.append(f"- {told}")
+    for identity in made_with.values():
+        if isinstance(identity, dict) and "prompt" in identity:
+            lines.append("- " + ", ".join(f"{key} {value}" for key, value in identity.items() if value is not None))
     return "\n".join(lines) + "\n"
 
 
