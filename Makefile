@@ -28,7 +28,7 @@ $(VENV)/.run-stamp: pyproject.toml constraints.txt
 
 $(VENV)/.test-stamp: pyproject.toml constraints.txt
 	$(call create,$(VENV))
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,train]'
 	@touch $@ $(VENV)/.run-stamp
 
 $(VENV)/.dev-stamp: pyproject.toml constraints.txt

@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "which of two pictures looks better, and how surely",
     "explain": "the score distribution of a picture and the model's reasoning",
     "evaluate": "agreement with people: correlations, intervals and tests against others",
+    "train": "from rated pictures to a ranker that scores them",
     "serve": "score pictures over HTTP, with a page to try it",
     "report": "a page of scored pictures that opens offline",
     "diff": "two folders of the same scenes: which method is better, and how surely",

@@ -1,0 +1,200 @@
+"""Rewards against the metric's own function and against loops; the sampler's promises."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from vqr1_metric.functional.fidelity import preference_label, ranking_reward
+from vqr1_metric.train_ranker.callbacks import CollapseStop
+from vqr1_metric.train_ranker.reward import FormatReward, RankingReward, comparison_reward, pair_labels, set_metrics
+from vqr1_metric.train_ranker.sampler import ComparisonSampler
+
+
+def scores_with_gaps(pictures: int = 6, replies: int = 5) -> torch.Tensor:
+    scores = (1 + 4 * torch.rand(pictures, replies, dtype=torch.float64)).round(decimals=2)
+    scores[0, 2] = scores[3, :4] = scores[5] = torch.nan  # one gap, one readable reply, none
+    return scores
+
+
+def labels_of(mos: torch.Tensor) -> torch.Tensor:
+    label = preference_label(mos[:, None], mos[None, :])
+    label[torch.eye(len(mos), dtype=torch.bool)] = torch.nan
+    return label
+
+
+@pytest.mark.parametrize("variance", ["estimated", "fixed"])
+def test_with_mos_it_is_the_ranking_reward(variance: str) -> None:
+    scores, mos = scores_with_gaps(), torch.tensor([10.0, 20, 20, 35, 1, 7], dtype=torch.float64)
+    expected = ranking_reward(scores, mos, variance=variance)
+    found = comparison_reward(scores, labels_of(mos), variance=variance)
+    torch.testing.assert_close(found, expected, equal_nan=True, atol=1e-12, rtol=0)
+    assert found.isnan().equal(scores.isnan())
+
+
+def test_the_binary_rule_counts_right_orders() -> None:
+    scores, mos = scores_with_gaps(), torch.tensor([10.0, 20, 20, 35, 1, 7], dtype=torch.float64)
+    found = comparison_reward(scores, labels_of(mos), "binary")
+    for i, k in itertools.product(range(6), range(5)):
+        if scores[i, k].isnan():
+            continue
+        partners = [j for j in range(5) if j != i]  # picture 5 has no readable score
+        right = sum(
+            bool(torch.sign(scores[i, k] - scores[j].nanmean()) == torch.sign(mos[i] - mos[j])) for j in partners
+        )
+        assert found[i, k] == pytest.approx(right / len(partners))
+
+
+def test_the_averaged_rule_averages_probabilities() -> None:
+    scores = torch.tensor([[3.0, 4.0], [2.0, 5.0]], dtype=torch.float64)
+    found = comparison_reward(scores, labels_of(torch.tensor([2.0, 1.0])), "averaged")
+    spread = math.sqrt(0.5 + 4.5 + 1e-6)
+
+    def phi(x: float) -> float:
+        return 0.5 * math.erfc(-x / math.sqrt(2))
+
+    for k, q in enumerate((3.0, 4.0)):
+        probability = (phi((q - 2) / spread) + phi((q - 5) / spread)) / 2
+        assert found[0, k] == pytest.approx(math.sqrt(probability + 1e-6) + math.sqrt(1e-6))
+
+
+def test_preferences_reward_the_order_of_a_pair_only() -> None:
+    label = pair_labels(torch.tensor([0.8, 0.2, 1.0, 0.0], dtype=torch.float64))
+    assert torch.isfinite(label).sum() == 4 and label[2, 3] == 1 and label[1, 0] == pytest.approx(0.2)
+    scores = torch.tensor([[4.0, 4.1], [3.0, 3.1], [1.0, 1.1], [5.0, 4.9]], dtype=torch.float64)
+    reward = comparison_reward(scores, label)
+    assert (reward[:2] > 0.89).all() and (reward[2:] < 0.1).all()
+
+
+def batch(scores, names, quality, k: int, share=None) -> dict:
+    """What TRL passes for these scores: K consecutive replies of each picture."""
+    texts = [
+        "<answer>none</answer>" if math.isnan(s) else f"<answer>{s:.2f}</answer>" for s in scores.flatten().tolist()
+    ]
+    repeat = lambda values: [v for v in values for _ in range(k)]  # noqa: E731
+    return {
+        "completions": [[{"role": "assistant", "content": text}] for text in texts], "data_set": repeat(names),
+        "quality": repeat(quality), "share": repeat(share or [None] * len(names)),
+    }  # fmt: skip
+
+
+def test_each_comparison_set_is_its_own() -> None:
+    scores = scores_with_gaps()
+    reward = RankingReward(images_per_comparison=3, num_generations=5)
+    logged: dict[str, list[float]] = {}
+    quality = [0.1, 0.9, 0.4, 70, 20, 50]
+    found = reward(
+        **batch(scores, ["biq"] * 3 + ["kadid"] * 3, quality, 5),
+        log_metric=lambda name, value: logged.setdefault(name, []).append(value),
+    )
+    expected = torch.cat([
+        ranking_reward(scores[i : i + 3], torch.tensor(quality[i : i + 3], dtype=torch.float64)) for i in (0, 3)
+    ]).flatten()  # fmt: skip
+    told = torch.tensor([math.nan if r is None else r for r in found], dtype=torch.float64)
+    torch.testing.assert_close(told, expected, equal_nan=True)
+    assert logged["readable"] == [pytest.approx(20 / 30)]
+    assert all(math.isfinite(v) for values in logged.values() for v in values)
+    with pytest.raises(ValueError, match="Expected a comparison set of one data set, but got biq, kadid"):
+        RankingReward(6, 5)(**batch(scores, ["biq"] * 3 + ["kadid"] * 3, quality, 5))
+    with pytest.raises(ValueError, match="Expected a multiple of 4 pictures x 5 replies, but got 30"):
+        RankingReward(4, 5)(**batch(scores, ["biq"] * 6, quality, 5))
+
+
+def test_replies_without_a_score_earn_nothing_and_change_nothing() -> None:
+    scores = torch.tensor([[2.0, 3.0, torch.nan], [4.0, 4.5, 5.0]], dtype=torch.float64)
+    found = RankingReward(2, 3)(**batch(scores, ["a"] * 2, [1.0, 2.0], 3))
+    assert found[2] is None
+    lonely = RankingReward(2, 3)(**batch(torch.full((2, 3), torch.nan), ["a"] * 2, [1.0, 2.0], 3))
+    assert lonely == [None] * 6
+    expected = ranking_reward(scores, torch.tensor([1.0, 2.0]))
+    assert found[0] == pytest.approx(float(expected[0, 0])) and found[5] == pytest.approx(float(expected[1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "reward"),
+    [
+        ("<think>Sharp.</think>\n<answer>4.25</answer>", True, 1),
+        ("<think>Sharp.\nYes.</think><answer> 4 </answer>", True, 1),
+        ("<answer>4.25</answer>", True, 0),
+        ("<answer>4.25</answer>", False, 1),
+        ("It is <answer>4.25</answer>", False, 0),
+        ("<think>Sharp.</think><answer>4.25</answer> So.", True, 0),
+        ("<think>Sharp.</think><answer>good</answer>", True, 0),
+        ("<think>Sharp.</think><answer>7</answer>", True, 0),
+        ("", False, 0),
+    ],
+)
+def test_the_format_reward(text: str, thinking: bool, reward: int) -> None:
+    assert FormatReward(thinking)(completions=[[{"role": "assistant", "content": text}]]) == [reward]
+
+
+def test_what_is_watched() -> None:
+    scores = torch.tensor([[3.0, 3.0], [3.0, 3.0]], dtype=torch.float64)
+    same = set_metrics(scores, ranking_reward(scores, torch.tensor([1.0, 2.0])))
+    assert same["fidelity"] == pytest.approx(0.708, abs=1e-3) and same["spread"] == 0 and same["zero_spread"] == 1
+    scores = torch.tensor([[2.0, 3.0], [4.0, 4.0]], dtype=torch.float64)
+    some = set_metrics(scores, ranking_reward(scores, torch.tensor([1.0, 2.0])))
+    assert some["zero_spread"] == 0.5 and some["score_std"] == pytest.approx(0.5**0.5 / 2)
+    nothing = set_metrics(scores * torch.nan, scores * torch.nan)
+    assert math.isnan(nothing["spread"]) and nothing["zero_spread"] == 1
+
+
+def test_a_collapsed_run_is_stopped_with_a_reason() -> None:
+    from transformers import TrainerControl, TrainerState
+
+    stop, control, state = CollapseStop(spread=0.02, patience=3), TrainerControl(), TrainerState(global_step=7)
+    for spread in (0.001, 0.001, 0.5, 0.01, 0.01):
+        stop.on_log(None, state, control, logs={"spread": spread})
+    assert not control.should_training_stop and stop.message is None
+    stop.on_log(None, state, control, logs={"loss": 1.0})  # a log without scores says nothing
+    stop.on_log(None, state, control, logs={"spread": 0.0})
+    assert control.should_training_stop
+    assert "stopped at step 7" in stop.message and "lower learning_rate" in stop.message
+
+
+UNITS = [[(i,) for i in range(10)], [(i,) for i in range(10, 17)], [(17, 18), (19, 20), (21, 22)]]
+
+
+def test_comparison_sets_never_cross_data_sets() -> None:
+    sampler = ComparisonSampler(UNITS, images_per_comparison=4, seed=3)
+    seen = sampler.comparison_sets()
+    assert len(seen) == 2 + 1 + 1 == sampler.sets_per_epoch
+    for one in seen:
+        assert len(one) == 4 and len({0 if i < 10 else 1 if i < 17 else 2 for i in one}) == 1
+    assert len(set(itertools.chain(*seen))) == 16  # no picture twice
+    (pairs,) = [one for one in seen if one[0] >= 17]
+    assert all((a + 1, a % 2) == (b, 1) for a, b in zip(pairs[::2], pairs[1::2], strict=True))  # pairs stay together
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = ComparisonSampler(UNITS, 4, repeats=2, batch_repeats=2, seed=seed)
+        list(sampler)  # an earlier pass leaves no trace
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 1) == order(0, 1) != order(0, 2) != order(1, 1)
+    assert len(order(0, 0)) == 4 * 4 * 2 * 2
+
+
+def test_repeats_are_those_of_trl() -> None:
+    sampler = ComparisonSampler(UNITS, 4, sets_per_batch=2, repeats=3, batch_repeats=2)
+    order, sets = list(sampler), sampler.comparison_sets()
+    assert len(order) == len(sampler)
+    first = [i for i in sets[0] + sets[1] for _ in range(3)]
+    assert order[:48] == first * 2
+
+
+def test_uniform_mixing_draws_sets_not_pictures() -> None:
+    units = [[(i,) for i in range(400)], [(i,) for i in range(400, 404)]]
+    sampler = ComparisonSampler(units, 4, mixing="uniform")
+    small = sum(one[0] >= 400 for one in sampler.comparison_sets())
+    assert sampler.sets_per_epoch == 101 and 30 < small < 70
+    proportional = ComparisonSampler(units, 4).comparison_sets()
+    assert sum(one[0] >= 400 for one in proportional) == 1
+
+
+def test_too_few_pictures_for_a_batch() -> None:
+    with pytest.raises(ValueError, match="one batch of 5 comparison sets of 4, but there are only 4"):
+        ComparisonSampler(UNITS, 4, sets_per_batch=5)

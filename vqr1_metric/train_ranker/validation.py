@@ -1,0 +1,70 @@
+"""How well does the model in training order held-out pictures, per data set? Measured as a scorer would."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vqr1_metric.backends.loading import LoadedModel, ModelSpec
+from vqr1_metric.backends.transformers import TransformersBackend
+from vqr1_metric.scorer import QualityScorer
+from vqr1_metric.train_ranker.ratings import MIN_VALIDATION, RatingSet
+
+
+def score_shard(loaded: LoadedModel, sets: Sequence[RatingSet], scorer_options: dict, rank: int, world: int):
+    """``[(set, picture, score), ...]`` of this process's share of the pictures; the score is NaN if unreadable."""
+    backend = TransformersBackend(ModelSpec("model in training"), loaded)
+    scorer = QualityScorer(backend=backend, **scorer_options)
+    mine = [(s, p) for s, of in enumerate(sets) for p in range(len(of))][rank::world]
+    scores = scorer.stream(sets[s].pictures[p].read() for s, p in mine)
+    return [(s, p, result.score) for (s, p), result in zip(mine, scores, strict=True)]
+
+
+def validation_metrics(sets: Sequence[RatingSet], results: Sequence[tuple[int, int, float]]) -> dict[str, float]:
+    """``srcc_NAME`` and ``plcc_NAME`` (``pairs_NAME`` for preferences), their means, spread and readable share.
+
+    A correlation is NaN where it is undefined: too few scores, or one score for all. ``pairs`` is the share of decided
+    pairs that the scores order rightly, a tie counting half.
+    """
+    metrics: dict[str, float] = {}
+    scores = [torch.full((len(s),), torch.nan, dtype=torch.float64) for s in sets]
+    for s, p, score in results:
+        scores[s][p] = score
+    for s, predicted in zip(sets, scores, strict=True):
+        if s.preferences:
+            metrics[f"pairs_{s.name}"] = _pairwise(s, predicted)
+        elif len(s):
+            quality = torch.tensor(s.quality, dtype=torch.float64)
+            metrics[f"srcc_{s.name}"], metrics[f"plcc_{s.name}"] = correlations(predicted, quality)
+    for kind in ("srcc", "plcc", "pairs"):
+        values = [value for name, value in metrics.items() if name.startswith(f"{kind}_")]
+        if values:
+            metrics[kind] = sum(values) / len(values)
+    every = torch.cat(scores)
+    known = every[torch.isfinite(every)]
+    metrics["spread"] = float(known.std()) if len(known) > 1 else math.nan
+    metrics["readable"] = len(known) / max(1, len(every))
+    return metrics
+
+
+def correlations(predicted: Tensor, quality: Tensor) -> tuple[float, float]:
+    """Spearman and Pearson correlation of scores ``(N,)``, NaN ones left out; NaN where undefined."""
+    from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
+
+    known = torch.isfinite(predicted)
+    x, y = predicted[known], quality[known]
+    if len(x) < MIN_VALIDATION or x.max() == x.min() or y.max() == y.min():
+        return math.nan, math.nan
+    return float(spearman_corrcoef(x, y)), float(pearson_corrcoef(x, y))
+
+
+def _pairwise(s: RatingSet, predicted: Tensor) -> float:
+    right = []
+    for pair in s.preferences:
+        difference = float(predicted[pair.a] - predicted[pair.b])
+        if pair.share != 0.5 and not math.isnan(difference):
+            right.append(0.5 if difference == 0 else float((difference > 0) == (pair.share > 0.5)))
+    return sum(right) / len(right) if right else math.nan
