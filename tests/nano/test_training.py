@@ -156,7 +156,23 @@ def rated_folder(tmp_path: Path) -> Path:
 def test_recipe_trains_a_few_steps_and_writes_a_folder_that_loads(rated_folder: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "out"
     common = ["--data", str(rated_folder / "labels.csv"), "--images", str(rated_folder), "-o", str(output)]
-    small = ["--sizes", "128", "128", "--rated-crops", "3", "--workers", "0", "--threads", "1", "--every", "1"]
+    small = [
+        "--crop",
+        "128",
+        "--rated-crops",
+        "3",
+        "--scenes",
+        "2",
+        "--cached",
+        "4",
+        "2",
+        "--workers",
+        "0",
+        "--threads",
+        "1",
+        "--every",
+        "1",
+    ]
     recipe.main([*common, *small, "--steps", "2", "1", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in lines if line.startswith("stage")] == [

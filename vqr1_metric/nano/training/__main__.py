@@ -2,10 +2,10 @@
 
     python -m vqr1_metric.nano.training --data labels.csv --images DIR --pristine DIR -o out/
 
-Three stages: the tower with a pooled head on crops; everything through the readout on crops; everything on larger
-crops. Each stage ends after its steps or its minutes and leaves `stage1.pt` to `stage3.pt` beside the model folder's
-files; `--start` goes on from such a file. The labels need the columns image, split (train, val) and mos (0..1); only
-`train` is trained on.
+Three stages: the tower with a pooled head on crops; everything through the readout on crops; the language model
+alone, on whole pictures and crops. Each stage ends after its steps or its minutes and leaves `stage1.pt` to `stage3.pt`
+beside the model folder's files; `--start` goes on from such a file. The labels need the columns image, split (train,
+val) and mos (0..1); only `train` is trained on.
 """
 
 import argparse
@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from .build import build_model, save_folder, standardise_tokens, whiten_patches
+from .build import build_model, save_folder, standardise_tokens
+from .cached import TokenBatches
 from .data import Batches, Rated, load_folder, load_rated
 from .features import classical_features
 from .finetune import finetune
 from .pretrain import Clock, PooledHead, pretrain
 from .tokenizer import build_tokenizer
-from .tower import to_patches
+from .tower import FastTower
 
 
 def feature_statistics(rated: Rated, count: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,15 +47,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", required=True, help="folder of the rated pictures")
     parser.add_argument("--pristine", help="folder of undistorted pictures for the ladders")
     parser.add_argument("-o", "--output", required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, nargs=3, default=(2500, 2000, 1000), metavar=("TOWER", "READOUT", "LARGE"))
     parser.add_argument(
-        "--minutes", type=float, nargs=3, default=(1e9, 1e9, 1e9), metavar=("TOWER", "READOUT", "LARGE")
+        "--steps", type=int, nargs=3, default=(2500, 2000, 1000), metavar=("TOWER", "READOUT", "CACHED")
     )
     parser.add_argument(
-        "--rates", type=float, nargs=3, default=(1e-3, 6e-4, 2e-4), metavar=("TOWER", "READOUT", "LARGE")
+        "--minutes", type=float, nargs=3, default=(1e9, 1e9, 1e9), metavar=("TOWER", "READOUT", "CACHED")
     )
-    parser.add_argument("--sizes", type=int, nargs=2, default=(256, 384), metavar=("CROP", "LARGE"))
-    parser.add_argument("--rated-crops", type=int, default=24, help="rated crops in a batch")
+    parser.add_argument(
+        "--rates", type=float, nargs=3, default=(1e-3, 6e-4, 2e-4), metavar=("TOWER", "READOUT", "CACHED")
+    )
+    parser.add_argument("--crop", type=int, default=256, help="side of a training crop, a multiple of 128")
+    parser.add_argument("--cached", type=int, nargs=2, default=(1500, 120), metavar=("RATED", "LADDERS"))
+    parser.add_argument("--rated-crops", type=int, default=18, help="rated crops in a batch")
+    parser.add_argument("--scenes", type=int, default=5, help="ladders in a batch, four rungs each")
     parser.add_argument("--start", help="stage1.pt or stage2.pt of an earlier run: go on with the stage after it")
     parser.add_argument("--every", type=int, default=50, help="steps between two report lines")
     parser.add_argument("--workers", type=int, default=1)
@@ -74,22 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     model, tokenizer = build_model(options.seed), build_tokenizer()
     head = PooledHead(model.config.vision_config.out_hidden_size, *feature_statistics(rated))
     done = 0
-    sample = rated.pictures[:: max(1, len(rated.pictures) // 200)]
-    whiten_patches(model, to_patches(torch.from_numpy(sample).permute(0, 3, 1, 2)))
     if options.start:
         saved = torch.load(options.start, weights_only=True)
         model.load_state_dict(saved["model"])
-        head.load_state_dict(saved["head"])
+        if saved["head"]:
+            head.load_state_dict(saved["head"])
         done = saved["stage"]
 
     for stage in range(done, 3):
         if options.steps[stage] == 0:
             continue
-        large = stage == 2
-        size = min(options.sizes[large], rated.pictures.shape[1] // 128 * 128)
-        crops = max(2, options.rated_crops * 2 // 3) if large else options.rated_crops
-        batches = Batches(rated, pristine, size, crops, scenes=2 if large else 3, features=8 if large else 20)
-        batches.seed = options.seed * 1000 + stage
+        whole = rated.pictures.shape[1] // 128 * 128
+        size = min(options.crop, whole)
 
         def save(average, stage=stage):
             state = dict(model.state_dict())
@@ -107,12 +108,22 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             "checkpoint": save,
             "report": lambda line, stage=stage: print(f"stage {stage + 1} {line}", flush=True),
         }
-        if stage == 1:
-            standardise_tokens(model, head.norm)
+        if stage < 2:
+            dataset = Batches(rated, pristine, size, options.rated_crops, options.scenes, features=24)
+            dataset.seed = options.seed * 1000 + stage
+            batches = _loader(dataset, options.workers)
         if stage == 0:
-            average = pretrain(model, _loader(batches, options.workers), head, clock, **common)
+            average = pretrain(model, batches, head, clock, **common)
+        elif stage == 1:
+            average = finetune(model, tokenizer, batches, head, clock, **common)
         else:
-            average = finetune(model, tokenizer, _loader(batches, options.workers), head, clock, **common)
+            model.requires_grad_(True).model.visual.requires_grad_(False)
+            head.requires_grad_(False)
+            sizes = sorted({whole, size})
+            cached = TokenBatches(FastTower(model.model.visual), rated, pristine, sizes, *options.cached)
+            average = finetune(model, tokenizer, cached, head, clock, **common)
+        if stage == 0:
+            standardise_tokens(average["tower"].visual, average["head"].norm)
         save(average)
         saved = torch.load(output / f"stage{stage + 1}.pt", weights_only=True)
         model.load_state_dict(saved["model"])

@@ -110,23 +110,9 @@ def dct_patch_weights(width: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def whiten_patches(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor) -> None:
-    """Bring the patch embedding's units to a like spread over normalised `patches` (..., 768) of real pictures.
-
-    The exponent stops short of 1: units that hardly vary in clean pictures are what noise shows in, and fully levelled
-    they would drown the others as soon as there is some.
-    """
-    weight = model.model.visual.patch_embed.proj.weight
-    units = patches.flatten(0, -2) @ weight.flatten(1).T
-    spread = units.std(0).clamp(min=1e-4) ** 0.75
-    spread[0] = units[:, 0].mean() / 4  # the constant reference, not its spread
-    weight /= spread[:, None, None, None, None]
-
-
-@torch.no_grad()
-def standardise_tokens(model: Qwen2_5_VLForConditionalGeneration, norm: torch.nn.BatchNorm1d) -> None:
+def standardise_tokens(visual: torch.nn.Module, norm: torch.nn.BatchNorm1d) -> None:
     """Fold the statistics of the pooled tokens into the merger, so that the language model sees what differs."""
-    last = model.model.visual.merger.mlp[2]
+    last = visual.merger.mlp[2]
     scale = TOKEN_SPREAD / (norm.running_var + norm.eps).sqrt()
     last.weight *= scale[:, None]
     last.bias.copy_((last.bias - norm.running_mean) * scale)

@@ -5,6 +5,7 @@ that the prompt is tokenised and numbered once. Beside the nodes of the trie eve
 which teaches the format to the end of the reply.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -35,15 +36,17 @@ class Weights:
     distribution: float = 0.1
     outside: float = 0.02
     reply: float = 0.05
-    pooled: float = 0.25
-    features: float = 0.5
+    pooled: float = 0.5
+    features: float = 3.0
 
 
 class ReadoutForward(nn.Module):
     """Pictures of one size to score distributions, over the parameters of a whole nano.
 
     `forward(images, answers)`: uint8 (B, 3, S, S) and answer tokens (B, A) to the distributions, the visual tokens
-    (B, T, D) and the mean cross entropy of the answer tokens.
+    (B, T, D) and the mean cross entropy of the answer tokens. With `grid=(rows, columns)` the language model is shown
+    a random rows x columns of the tokens as if the picture had that shape: trained on one number of tokens alone it
+    forgets how to answer for any other.
     """
 
     def __init__(self, model: nn.Module, tokenizer) -> None:
@@ -56,7 +59,7 @@ class ReadoutForward(nn.Module):
         ids = tokenizer.encode(text, add_special_tokens=False)
         at = ids.index(model.config.image_token_id)
         self.before, self.after = ids[:at], ids[at + 1 :]
-        self._layouts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._layouts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def compile(self) -> None:
         """Compile the tower's forward (worth its minute from a few hundred steps on)."""
@@ -67,16 +70,16 @@ class ReadoutForward(nn.Module):
         texts = [SPELLED.format(score) for score in scores.clamp(1, 5).tolist()]
         return torch.tensor([self.tokenizer.encode(text, add_special_tokens=False) for text in texts])
 
-    def _layout(self, visual: int, answer: int) -> tuple[Tensor, Tensor]:
-        """Positions (3, 1, L) and visibility (1, 1, L, L) of prompt, trie and answer."""
-        if (visual, answer) not in self._layouts:
+    def _layout(self, rows: int, columns: int, answer: int) -> tuple[Tensor, Tensor]:
+        """Positions (3, 1, L) and visibility (1, 1, L, L) of prompt, a grid of visual tokens, trie and answer."""
+        if (rows, columns, answer) not in self._layouts:
             config = self.model.config
-            ids = torch.tensor([[*self.before, *[config.image_token_id] * visual, *self.after]])
-            side = round(visual**0.5) * config.vision_config.spatial_merge_size
+            ids = torch.tensor([[*self.before, *[config.image_token_id] * (rows * columns), *self.after]])
+            merge = config.vision_config.spatial_merge_size
             positions, _ = self.model.model.get_rope_index(
                 input_ids=ids,
                 mm_token_type_ids=(ids == config.image_token_id).int(),
-                image_grid_thw=torch.tensor([[1, side, side]]),
+                image_grid_thw=torch.tensor([[1, rows * merge, columns * merge]]),
                 attention_mask=torch.ones_like(ids),
             )
             nodes, prompt = len(self.trie), ids.shape[1]
@@ -86,23 +89,35 @@ class ReadoutForward(nn.Module):
             mask[prompt:, prompt:] = False
             mask[prompt : prompt + nodes, prompt : prompt + nodes] = self.trie.ancestors()
             mask[prompt + nodes :, prompt + nodes :] = torch.ones(answer, answer, dtype=torch.bool).tril()
-            self._layouts[visual, answer] = positions, mask[None, None]
-        return self._layouts[visual, answer]
+            self._layouts[rows, columns, answer] = positions, mask[None, None]
+        return self._layouts[rows, columns, answer]
 
-    def forward(self, images: Tensor, answers: Tensor) -> tuple[ScoreDistribution, Tensor, Tensor]:
-        language, head = self.model.model.language_model, self.model.lm_head
+    def forward(
+        self, images: Tensor, answers: Tensor, grid: tuple[int, int] | None = None
+    ) -> tuple[ScoreDistribution, Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
             visual = self.fast(images)
         visual = visual.float()
+        distribution, reply = self.read(visual, answers, grid)
+        return distribution, visual, reply
+
+    def read(
+        self, visual: Tensor, answers: Tensor, grid: tuple[int, int] | None = None
+    ) -> tuple[ScoreDistribution, Tensor]:
+        """As `forward`, from the visual tokens (B, T, D) of square pictures on."""
+        language, head = self.model.model.language_model, self.model.lm_head
         batch, count, _ = visual.shape
-        positions, mask = self._layout(count, answers.shape[1])
+        side = round(count**0.5)
+        rows, columns = grid or (side, side)
+        shown = visual if grid is None else visual[:, torch.randperm(count)[: rows * columns].sort().values]
+        positions, mask = self._layout(rows, columns, answers.shape[1])
 
         def embed(ids: list[int] | Tensor) -> Tensor:
             return language.embed_tokens(torch.as_tensor(ids)).expand(batch, -1, -1)
 
         inputs = [
             embed(self.before),
-            visual,
+            shown,
             embed(self.after),
             embed(self.trie.tokens),
             language.embed_tokens(answers),
@@ -118,7 +133,16 @@ class ReadoutForward(nn.Module):
         distribution = read_distribution(tail[:, : 1 + len(self.trie)], head, self.trie)
         writing = torch.cat([tail[:, :1], tail[:, 1 + len(self.trie) : -1]], dim=1)
         reply = F.cross_entropy(head(writing).float().flatten(0, 1), answers.flatten())
-        return distribution, visual, reply
+        return distribution, reply
+
+
+def random_grid(tokens: int) -> tuple[int, int] | None:
+    """None (the picture as it is) for half of the draws, else rows and columns of at most `tokens` visual tokens."""
+    if torch.rand(()) < 0.5:
+        return None
+    count = tokens * (0.1 + 0.9 * torch.rand(()).item())
+    rows = max(1, min(tokens, round((count * math.exp(0.6 * torch.randn(()).item())) ** 0.5)))
+    return rows, max(1, min(tokens // rows, round(count / rows)))
 
 
 def distribution_loss(distribution: ScoreDistribution, scores: Tensor) -> Tensor:
@@ -133,8 +157,8 @@ def finetune(
 ):  # fmt: skip
     """Train the whole model through the readout, in place; returns the average of a dict of `readout` and `head`.
 
-    `report` gets a line every `every` steps, with the spread of the predictions: near zero means a collapse to a
-    constant.
+    Batches of `tokens` in place of `images` (see `TokenBatches`) leave tower and head alone. `report` gets a line every
+    `every` steps, with the spread of the predictions: near zero means a collapse to a constant.
     """
     stage = nn.ModuleDict({"readout": ReadoutForward(model, tokenizer), "head": head}).train()
     optimizer, average = make_optimizer([stage], rate), Average(stage)
@@ -146,8 +170,13 @@ def finetune(
             group["lr"] = rate * clock.factor()
         rated, scores, scene = batch["rated"], batch["scores"], batch["scene"]
         written = stage["readout"].answers(scores + TARGET_STD * torch.randn(scores.shape))
-        distribution, tokens, reply = stage["readout"](batch["images"], written)
-        pooled, features = head(tokens)
+        if "tokens" in batch:
+            grid = random_grid(batch["tokens"].shape[1])
+            distribution, reply = stage["readout"].read(batch["tokens"].float(), written, grid)
+        else:
+            grid = random_grid((batch["images"].shape[-1] // 32) ** 2)
+            distribution, tokens, reply = stage["readout"](batch["images"], written, grid)
+            pooled, features = head(tokens)
         mean = distribution.mean
         terms = {
             "fidelity": fidelity_loss(mean[:rated], distribution.variance[:rated], scores[:rated]),
@@ -156,21 +185,22 @@ def finetune(
             "distribution": distribution_loss(distribution[:rated], scores[:rated]),
             "outside": -(distribution.coverage * distribution.tag_probability).clamp(min=1e-9).log().mean(),
             "reply": reply,
-            "pooled": anchor_loss(pooled, scores, scene),
-            "features": head.feature_loss(features, batch["features"]),
         }
+        if "tokens" not in batch:
+            terms["pooled"] = anchor_loss(pooled, scores, scene)
+            terms["features"] = head.feature_loss(features, batch["features"])
         loss = sum(getattr(weights, name) * term for name, term in terms.items())
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(stage.parameters(), 2.0)
         optimizer.step()
         average.update(stage)
-        sums += torch.stack([*[term.detach() for term in terms.values()], norm])
+        sums[: len(terms) + 1] += torch.stack([*[term.detach() for term in terms.values()], norm])
         spread += float(mean[:rated].detach().std())
         go_on = clock.tick()
         if clock.step % every == 0 or not go_on:
             count = (clock.step - 1) % every + 1
-            values = " ".join(f"{n} {v:.3f}" for n, v in zip([*terms, "norm"], (sums / count).tolist(), strict=True))
+            values = " ".join(f"{n} {v:.3f}" for n, v in zip([*terms, "norm"], (sums / count).tolist(), strict=False))
             report(f"step {clock.step} {(time.monotonic() - began) / count:.2f}s spread {spread / count:.2f} {values}")
             sums, spread, began = torch.zeros(9), 0.0, time.monotonic()
             if checkpoint is not None:

@@ -38,6 +38,6 @@ def ladder_loss(mean: Tensor, scene: Tensor, level: Tensor, margin: float = 0.12
 
 
 def anchor_loss(mean: Tensor, score: Tensor, scene: Tensor) -> Tensor:
-    """Squared distance to the scores, those of ladders (assumed, not measured) at a quarter of the weight."""
-    weight = torch.where(scene >= 0, 0.25, 1.0)
+    """Squared distance to the scores, those of ladders (assumed, not measured) at half the weight."""
+    weight = torch.where(scene >= 0, 0.5, 1.0)
     return (weight * (mean - score) ** 2).sum() / weight.sum()

@@ -56,7 +56,7 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         self.count += 1
-        decay = min(self.decay, self.count / (self.count + 10))
+        decay = min(self.decay, 1 - 8 / (self.count + 9))  # at first over the last eighth
         for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
             mine.lerp_(theirs, 1 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
@@ -115,7 +115,7 @@ def pretrain(model, batches, head: PooledHead, clock: Clock, rate=1e-3, report=p
             ladder_loss(mean, batch["scene"], batch["level"]),
             head.feature_loss(features, batch["features"]),
         ]
-        loss = losses[0] + 0.5 * losses[1] + 1.0 * losses[2] + 1.5 * losses[3]
+        loss = losses[0] + 0.5 * losses[1] + 1.0 * losses[2] + 5.0 * losses[3]
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(stage.parameters(), 2.0)
