@@ -54,5 +54,6 @@ def warm_model(settings: dict, tiny_qwen2_5_vl: Path, tmp_path_factory: pytest.T
         **{**settings, "model": str(tiny_qwen2_5_vl), "output_dir": str(folder), "objective": "exact"},
         cold_start_steps=150, cold_start_learning_rate=3e-3,
     )  # fmt: skip
+    torch.set_num_threads(1)  # session fixtures run before the one that sets it
     torch.manual_seed(0)
     return cold_start(config, prepare_data(config)[0], folder / "model")

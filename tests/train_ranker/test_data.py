@@ -73,14 +73,21 @@ def test_a_table_with_a_header(tmp_path: Path, pictures: Path) -> None:
     assert [(p.split, p.group) for p in s.pictures] == [("train", "a"), ("val", "b")]
 
 
-def test_dmos_is_better_when_lower(tmp_path: Path, pictures: Path) -> None:
-    named = write(tmp_path / "a.csv", "image,dmos", "p0.png,10", "p1.png,60")
-    told = write(tmp_path / "b.txt", "p2.png 0.1", "p3.png 0.9")
-    plain = write(tmp_path / "c.txt", "p4.png 0.1", "p5.png 0.9")
-    sets = read_data([named, told, plain], [pictures], lower_is_better=["b"])
-    assert [s.quality for s in sets] == [[-10, -60], [-0.1, -0.9], [0.1, 0.9]]
-    with pytest.raises(DataError, match=r"Expected the name of a data set for lower_is_better \(c\), but got 'koniq'"):
+def test_the_direction_of_scores_is_told(tmp_path: Path, pictures: Path) -> None:
+    live = write(tmp_path / "live.csv", "image,dmos", "p0.png,10", "p1.png,60")
+    kadid = write(tmp_path / "kadid.csv", "dist_img,ref_img,dmos", "p6.png,r,1.5", "p7.png,r,4.5")
+    plain = write(tmp_path / "plain.txt", "p2.png 0.1", "p3.png 0.9")
+    other = write(tmp_path / "other.txt", "p4.png 0.1", "p5.png 0.9")
+    sets = read_data([live, kadid, plain, other], [pictures], ["live", "plain"], ["kadid"])
+    assert [s.quality for s in sets] == [[-10, -60], [1.5, 4.5], [-0.1, -0.9], [0.1, 0.9]]
+    with pytest.raises(
+        DataError, match=r"whether the dmos of 'live' \(.*live.csv, line 2\) is better when lower or high"
+    ):
+        read_data([live, plain], [pictures])
+    with pytest.raises(DataError, match=r"names of data sets \(plain\) in either .* but got 'koniq'"):
         read_data([plain], [pictures], lower_is_better=["koniq"])
+    with pytest.raises(DataError, match="but got 'live'"):
+        read_data([live], [pictures], ["live"], ["live"])
 
 
 def test_preferences_with_votes(tmp_path: Path, pictures: Path) -> None:

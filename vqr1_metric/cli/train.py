@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 
 from vqr1_metric.cli import CommandError
 from vqr1_metric.train_ranker.config import PRESETS, RankerConfig
@@ -17,6 +18,7 @@ _OPTIONS = (
     ("--validation", "validation", {"nargs": "+", "metavar": "FILE", "help": "ratings to validate on"}),
     ("--validation-fraction", "validation_fraction", {"type": float, "metavar": "X", "help": "or hold out this share"}),
     ("--dmos", "lower_is_better", {"nargs": "+", "metavar": "SET", "help": "data sets whose scores are better if low"}),
+    ("--mos", "higher_is_better", {"nargs": "+", "metavar": "SET", "help": "whose dmos is better if high (KADID-10k)"}),
     ("--objective", "objective", {"help": "sampled (RL2R), exact (RL2R without sampling) or fidelity"}),
     ("--epochs", "epochs", {"type": float}),
     ("--max-steps", "max_steps", {"type": int}),
@@ -58,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from vqr1_metric.train_ranker.run import train
 
     output = train(config, resume=args.resume)
-    print(f"the trained model is in {output}: VisualQualityR1Score(model={str(output)!r})")
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"the trained model is in {output}: VisualQualityR1Score(model={str(output)!r})")
     return 0
 
 

@@ -54,6 +54,7 @@ class RankerConfig:
         model: model to start from: a Hub name, a local folder or ``"nano"``.
         revision: Hub branch, tag or commit.
         lower_is_better: names of the data sets whose scores are better when lower (DMOS).
+        higher_is_better: names of those whose scores are called ``dmos`` and are better when higher (KADID-10k).
         validation: files of ratings to validate on; without, the labels' own split or ``validation_fraction`` counts.
         validation_fraction: share of each set that is held out, whole reference pictures at a time.
         objective: ``"sampled"`` is RL2R with K sampled replies; ``"exact"`` the same expectation without sampling, and
@@ -105,6 +106,7 @@ class RankerConfig:
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct"
     revision: str | None = None
     lower_is_better: list[str] = field(default_factory=list)
+    higher_is_better: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
     validation_fraction: float = 0.1
     objective: Objective = "sampled"

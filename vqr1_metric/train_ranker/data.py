@@ -10,7 +10,8 @@ Formats, by what is in the file (the suffix ``.jsonl`` decides for JSONL, everyt
 - pairs: a header with ``a``, ``b``, ``votes_a`` and ``votes_b``.
 - ``hf:NAME`` or ``hf:NAME:SPLIT``, or a folder written by ``datasets.save_to_disk``: an image and a score column.
 
-Scores keep their own units. Lower is better in columns called ``dmos`` and in the sets named in ``lower_is_better``.
+Scores keep their own units. Higher is better except in the sets named in ``lower_is_better``. A column called ``dmos``
+says nothing by itself (that of KADID-10k is higher for better pictures), so such a set must be named in one of the two.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,16 +42,23 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def read_data(
-    sources: Sequence[str | Path], images: Sequence[str | Path] = (), lower_is_better: Iterable[str] = ()
+    sources: Sequence[str | Path],
+    images: Sequence[str | Path] = (),
+    lower_is_better: Iterable[str] = (),
+    higher_is_better: Iterable[str] = (),
 ) -> list[RatingSet]:
-    """All data sets of several files.
+    """All data sets of several files, see :func:`read_sets` and :func:`direct`."""
+    return direct(read_sets(sources, images), set(lower_is_better), set(higher_is_better))
+
+
+def read_sets(sources: Sequence[str | Path], images: Sequence[str | Path] = ()) -> list[RatingSet]:
+    """All data sets of several files, the direction of ``dmos`` columns open.
 
     Args:
         sources: files, ``hf:`` names or ``save_to_disk`` folders. A set is called like its file without suffix, or as
             the file says.
         images: folders in which pictures are looked for, in this order, before the label file's own; a name is a path
             below the folder or, where only one picture fits, a file name anywhere below it.
-        lower_is_better: names of the sets whose scores are better when lower.
 
     Raises:
         DataError: what was expected, what came, in which file and line.
@@ -57,7 +66,7 @@ def read_data(
     if not sources:
         raise DataError("Expected at least one file of ratings, but got none.")
     folders = [_Folder(Path(folder)) for folder in images]
-    lower, sets = set(lower_is_better), []
+    sets: list[RatingSet] = []
     for source in sources:
         text = str(source)
         if text.startswith("hf:") or (Path(text) / "dataset_info.json").is_file():
@@ -72,13 +81,33 @@ def read_data(
             _read_jsonl(path, lines, finder) if path.suffix.lower() == ".jsonl" else [_read_table(path, lines, finder)]
         )
         _raise("Expected pictures that exist, but", finder.problems)
-    unknown = lower - {s.name for s in sets}
-    if unknown:
+    return sets
+
+
+def direct(sets: Sequence[RatingSet], lower: set[str], higher: set[str]) -> list[RatingSet]:
+    """The sets with the direction of their scores settled.
+
+    Args:
+        lower: names of the sets whose scores are better when lower.
+        higher: names of the sets whose ``dmos`` is better when higher.
+
+    Raises:
+        DataError: a name that is none of a set, or a ``dmos`` of unknown direction.
+    """
+    unknown = (lower | higher) - {s.name for s in sets}
+    if unknown or lower & higher:
         raise DataError(
-            f"Expected the name of a data set for lower_is_better ({', '.join(s.name for s in sets)}), but got "
-            f"{sorted(unknown)[0]!r}."
+            f"Expected names of data sets ({', '.join(s.name for s in sets)}) in either lower_is_better or "
+            f"higher_is_better, but got {sorted(unknown or lower & higher)[0]!r}."
         )
-    return [RatingSet(s.name, s.pictures, s.lower_is_better or s.name in lower, s.preferences) for s in sets]
+    for s in sets:
+        if s.lower_is_better is None and s.name not in lower | higher:
+            raise DataError(
+                f"Expected to be told whether the dmos of {s.name!r} ({s.pictures[0].where}) is better when lower or "
+                "higher, which differs between data sets: name it in lower_is_better (--dmos) or higher_is_better "
+                "(--mos)."
+            )
+    return [replace(s, lower_is_better=s.name in lower) for s in sets]
 
 
 class _Folder:
@@ -215,7 +244,7 @@ def _read_with_header(path: Path, rows, columns: dict[str, int], header: list[st
             raise DataError(f"Expected the name of a picture in {where}, but got none.")
         mos = _number(cell["mos"], where, "score")
         pictures.append(_picture(cell["image"], where, mos, finder, cell.get("group", ""), cell.get("split", "")))
-    return RatingSet(path.stem, tuple(pictures), lower_is_better=header[columns["mos"]] == "dmos")
+    return RatingSet(path.stem, tuple(pictures), lower_is_better=None if header[columns["mos"]] == "dmos" else False)
 
 
 def _read_headless(path: Path, rows, finder: _Finder) -> RatingSet:
@@ -285,7 +314,7 @@ def _read_hub(source: str) -> RatingSet:
         mos = _number(str(cells[found["mos"]]), where, "score")
         read = _row_reader(data, row, image)
         pictures.append(RatedPicture(f"{short}#{row}", where, mos, read, group, _SPLITS.get(split, split) or None))
-    return RatingSet(short, tuple(pictures), lower_is_better=_key(found["mos"]) == "dmos")
+    return RatingSet(short, tuple(pictures), lower_is_better=None if _key(found["mos"]) == "dmos" else False)
 
 
 def _row_reader(data, row: int, column: str):

@@ -61,13 +61,13 @@ class RatingSet:
     Args:
         name: as logs call it; unique within a run.
         pictures: the rated pictures.
-        lower_is_better: the scores are DMOS-like.
+        lower_is_better: the scores are DMOS-like; None while that is not settled.
         preferences: pairs with votes; a set holds either these or scores.
     """
 
     name: str
     pictures: tuple[RatedPicture, ...]
-    lower_is_better: bool = False
+    lower_is_better: bool | None = False
     preferences: tuple[Preference, ...] = ()
 
     def __len__(self) -> int:

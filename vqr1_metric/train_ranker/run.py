@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vqr1_metric.train_ranker.config import ConfigError, RankerConfig
-from vqr1_metric.train_ranker.data import read_data
+from vqr1_metric.train_ranker.data import direct, read_sets
 from vqr1_metric.train_ranker.ratings import (
     RatingSet,
     check_pictures,
@@ -96,14 +96,11 @@ def prepare_data(
         open_pictures: open every picture once (one process of a launch is enough).
     """
     size = config.comparison_size(processes)
-    sets = read_data(config.data, config.images, config.lower_is_better if not config.validation else ())
+    sets = read_sets(config.data, config.images)
+    held_out = read_sets(config.validation, config.images) if config.validation else []
+    told = direct([*sets, *held_out], set(config.lower_is_better), set(config.higher_is_better))
+    sets, held_out = told[: len(sets)], told[len(sets) :]
     if config.validation:
-        held_out = read_data(config.validation, config.images)
-        lower = set(config.lower_is_better)
-        unknown = lower - {s.name for s in [*sets, *held_out]}
-        if unknown:
-            raise ConfigError(f"Expected the name of a data set for lower_is_better, but got {sorted(unknown)[0]!r}.")
-        sets, held_out = ([_directed(s, lower) for s in group] for group in (sets, held_out))
         training = [split_validation(s, 0.0)[0] for s in sets]
     else:
         check_sets(sets, size)
@@ -116,10 +113,6 @@ def prepare_data(
     if open_pictures:
         check_pictures(training, held_out, progress=sum(map(len, training)) > 500)
     return training, held_out
-
-
-def _directed(s: RatingSet, lower: set[str]) -> RatingSet:
-    return RatingSet(s.name, s.pictures, s.lower_is_better or s.name in lower, s.preferences)
 
 
 def save_result(trainer, output: Path) -> None:
