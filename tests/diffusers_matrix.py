@@ -36,12 +36,14 @@ NOISE_SCHEDULERS = (
     "LMSDiscreteScheduler", "PNDMScheduler", "TCDScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
-FLOW_FAMILIES = ("sd3", "flux", "flux2", "sana", "qwen_image", "z_image", "ltx", "wan")
+FLOW_FAMILIES = ("sd3", "flux", "flux_img2img", "flux2", "sana", "qwen_image", "z_image", "ltx", "wan")
 NAMES = {
     "sd": "Stable Diffusion 1/2", "img2img": "SD image-to-image", "inpaint": "SD inpainting",
     "inpaint9": "SD inpainting, 9 channels", "controlnet": "SD ControlNet", "upscale": "SD latent upscale",
     "sdxl": "SDXL",
-    "sdxl_modular": "SDXL modular", "sd3": "SD3", "flux": "Flux", "flux2": "Flux.2 klein", "pixart": "PixArt Sigma",
+    "sdxl_modular": "SDXL modular", "sdxl_img2img": "SDXL image-to-image", "sdxl_inpaint": "SDXL inpainting",
+    "flux_img2img": "Flux image-to-image", "pixart_alpha": "PixArt Alpha",
+    "sd3": "SD3", "flux": "Flux", "flux2": "Flux.2 klein", "pixart": "PixArt Sigma",
     "sana": "Sana", "qwen_image": "Qwen-Image", "z_image": "Z-Image", "ltx": "LTX-Video", "wan": "Wan",
 }  # fmt: skip
 

@@ -227,6 +227,18 @@ def sdxl() -> TinyPipe:
 
 
 @family
+def sdxl_img2img() -> TinyPipe:
+    pipe = d.StableDiffusionXLImg2ImgPipeline(**sdxl().pipe.components, add_watermarker=False)
+    return TinyPipe(pipe, dict(SIZELESS, image=picture(), strength=0.8, num_inference_steps=8))
+
+
+@family
+def sdxl_inpaint() -> TinyPipe:
+    pipe = d.StableDiffusionXLInpaintPipeline(**sdxl().pipe.components, add_watermarker=False)
+    return TinyPipe(pipe, dict(COMMON, image=picture(), mask_image=mask(), strength=0.99))
+
+
+@family
 def sdxl_modular() -> TinyPipe:
     from diffusers.modular_pipelines.stable_diffusion_xl import StableDiffusionXLAutoBlocks
 
@@ -264,6 +276,13 @@ def flux() -> TinyPipe:
 
 
 @family
+def flux_img2img() -> TinyPipe:
+    parts = {name: part for name, part in flux().pipe.components.items() if part is not None}
+    arguments = dict(COMMON, max_sequence_length=16, image=picture(), strength=0.8, num_inference_steps=8)
+    return TinyPipe(d.FluxImg2ImgPipeline(**parts), arguments)
+
+
+@family
 def pixart() -> TinyPipe:
     net = d.PixArtTransformer2DModel(
         sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4, caption_channels=32,
@@ -279,6 +298,15 @@ def pixart() -> TinyPipe:
         scheduler=d.DPMSolverMultistepScheduler(),
     )
     return TinyPipe(pipe, dict(COMMON, max_sequence_length=16, use_resolution_binning=False, clean_caption=False))
+
+
+@family
+def pixart_alpha() -> TinyPipe:
+    parts = pixart().pipe.components
+    return TinyPipe(
+        d.PixArtAlphaPipeline(**parts),
+        dict(COMMON, max_sequence_length=16, use_resolution_binning=False, clean_caption=False),
+    )
 
 
 def embedding(width: int, number: int, tokens: int = 7) -> torch.Tensor:

@@ -11,6 +11,7 @@ from vqr1_metric.integrations.diffusers.steering import DENOISERS
 #: Pipelines whose survivors were checked to come out the same when they carry on from a saved step (docs/diffusers.md).
 CARRIES_ON = {
     "Flux2KleinPipeline",
+    "FluxImg2ImgPipeline",
     "FluxPipeline",
     "LTXPipeline",
     "PixArtAlphaPipeline",
@@ -23,6 +24,8 @@ CARRIES_ON = {
     "StableDiffusionInpaintPipeline",
     "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLModularPipeline",
     "StableDiffusionXLPipeline",
     "WanPipeline",
@@ -50,7 +53,11 @@ PER_PROMPT |= {"image", "mask_image", "control_image"}
 
 #: Given one picture for several candidates, these pipelines draw its encoding from the first candidate's generator, so
 #: the others would not be what they are alone. Given one picture for each candidate they draw from each one's own.
-_REPEATED = {"StableDiffusionInpaintPipeline": ("image", "mask_image")}
+_REPEATED = {
+    "FluxImg2ImgPipeline": ("image",),
+    "StableDiffusionInpaintPipeline": ("image", "mask_image"),
+    "StableDiffusionXLInpaintPipeline": ("image", "mask_image"),
+}
 
 
 class PipeInterface:

@@ -11,6 +11,7 @@ from stub_scorer import formula_scorer
 from tiny_pipelines import FAMILIES, build
 
 from vqr1_metric.integrations.diffusers import BestOfN, UnsupportedError
+from vqr1_metric.integrations.diffusers.support import CARRIES_ON
 from vqr1_metric.scorer import QualityScorer
 
 torch.set_num_threads(1)
@@ -31,6 +32,10 @@ PAIRS = [
     ("upscale", "EulerDiscreteScheduler"),
     ("sdxl", "LMSDiscreteScheduler"),
     ("sdxl", "DPMSolverMultistepScheduler"),
+    ("sdxl_img2img", "DPMSolverMultistepScheduler"),
+    ("sdxl_inpaint", "EulerDiscreteScheduler"),
+    ("flux_img2img", "FlowMatchEulerDiscreteScheduler"),
+    ("pixart_alpha", "DPMSolverMultistepScheduler"),
     ("sdxl_modular", "EulerAncestralDiscreteScheduler"),
     ("sd3", "FlowMatchHeunDiscreteScheduler"),
     ("flux", "FlowMatchLCMScheduler"),
@@ -62,6 +67,10 @@ def state_of(pipe):
 
 def test_pairs_hold_every_family():
     assert {family for family, _ in PAIRS} == set(FAMILIES)
+
+
+def test_only_tested_pipelines_carry_on():
+    assert {type(build(family).pipe).__name__ for family in FAMILIES} == CARRIES_ON
 
 
 @pytest.mark.parametrize(("family", "scheduler"), PAIRS)
@@ -355,6 +364,18 @@ def test_what_is_not_known_to_be_exact_restarts_or_is_refused(sd):
         best(strategy="inplace", callback_on_step_end=callback, **arguments)
 
 
+def test_cached_activations_restart():
+    from diffusers import FirstBlockCacheConfig
+
+    flux = build("flux")
+    best = BestOfN(flux.pipe, formula_scorer())
+    assert best(n=2, preview_at_ratio=0.5, **flux.arguments).strategy == "inplace"
+    flux.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    assert best(n=2, preview_at_ratio=0.5, **flux.arguments).strategy == "restart"
+    with pytest.raises(UnsupportedError, match="caches activations"):
+        best(n=2, preview_at_ratio=0.5, strategy="inplace", **flux.arguments)
+
+
 def test_scheduler_without_clean_prediction():
     tiny = build("sd", "KDPM2DiscreteScheduler")
     best = BestOfN(tiny.pipe, formula_scorer())
@@ -370,4 +391,4 @@ def test_full_matrix():
     text = table()
     print(text)
     assert "(!)" not in text
-    assert text.count("DDIM") == 9
+    assert text.count("| DDIM ") == 11
