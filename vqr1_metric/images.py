@@ -22,8 +22,15 @@ from torch import Tensor
 MAX_PIXELS = 178_956_970
 #: Qwen-VL's own limit; thinner pictures cannot be resized to a grid of patches without becoming something else.
 MAX_ASPECT_RATIO = 200
+#: Transparent pictures are laid over white in bands of so many pixels: in floats a whole one would take many times the
+#: memory of the picture itself.
+_BAND_PIXELS = 1 << 18
 #: Floats may leave [0, 1] by rounding (a bicubic resize, a half-precision decoder) by this much and are clamped.
 FLOAT_TOLERANCE = 1e-3
+
+#: What files may hold. Pillow reads more, but its EPS reader starts Ghostscript, a program that has been broken out of,
+#: and the rarer decoders are little tested. HEIF and JXL come with plugins that a user registers.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF", "JXL")
 
 SUFFIXES = frozenset(
     [".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"]
@@ -158,8 +165,12 @@ def _over_white(image: Tensor) -> Tensor:
     rgb, alpha = image[:3], image[3:]
     if image.is_floating_point():
         return rgb * alpha + (1 - alpha)
-    alpha = alpha.float() / 255
-    return (rgb.float() * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
+    over = torch.empty_like(rgb)
+    rows = max(1, _BAND_PIXELS // image.shape[-1])
+    for band in zip(rgb.split(rows, 1), alpha.split(rows, 1), over.split(rows, 1), strict=True):
+        colour, opacity, target = band[0].float(), band[1].float() / 255, band[2]
+        target.copy_((colour * opacity + 255 * (1 - opacity)).round())
+    return over
 
 
 def _from_array(image: np.ndarray, name: str) -> Tensor:
@@ -186,7 +197,7 @@ def _from_file(file: Path | io.BytesIO, name: str) -> Tensor:
             # damaged, which Pillow's UserWarnings are about.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)
-            with Image.open(file) as image:
+            with Image.open(file, formats=_formats()) as image:
                 return _from_pil(image, name)
     except ImageError:
         raise
@@ -204,6 +215,12 @@ def _from_file(file: Path | io.BytesIO, name: str) -> Tensor:
     # Pillow's decoders raise almost anything on malformed files, struct.error and IndexError among them.
     except Exception as error:
         raise ImageError(f"{name}: is damaged or truncated ({type(error).__name__}: {error})") from None
+
+
+def _formats() -> list[str]:
+    """Those of ``FORMATS`` that this Pillow has, with what plugins have added by now."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _from_pil(image: Image.Image, name: str) -> Tensor:
@@ -230,10 +247,11 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
     if image.mode == "F":
         return _from_array(np.asarray(image), name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         return (
             _from_array(np.asarray(rgba), name)
             if rgba.getextrema()[3][0] < 255
             else _from_array(np.asarray(rgba)[..., :3], name)
         )
-    return _from_array(np.asarray(image.convert("RGB")), name)
+    # convert() would copy what is RGB already.
+    return _from_array(np.asarray(image if image.mode == "RGB" else image.convert("RGB")), name)
