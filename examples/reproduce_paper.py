@@ -67,7 +67,7 @@ def main() -> None:
     made_with = provenance("python " + " ".join(sys.argv), Settings(), identities)
     text = markdown(sets, made_with)
     (args.output / "table.md").write_text(text, encoding="utf-8")
-    write_table_csv(args.output / "table.csv", sets)
+    write_table_csv(args.output / "table.csv", sets, made_with)
     write_json(args.output / "results.json", {"made_with": made_with, "sets": sets})
     print(text)
 

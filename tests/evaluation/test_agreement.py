@@ -104,6 +104,13 @@ def test_undefined_is_nan_with_a_reason(x: list, y: list, reason: str) -> None:
     assert reason in found.reasons["srcc"]
 
 
+def test_few_pictures_get_no_map() -> None:
+    x, y = pair(9)
+    found = agreement(x, y, resamples=20)
+    assert math.isfinite(found.values["srcc"]) and math.isnan(found.values["plcc_4"]) and fit(x, y) is None
+    assert found.reasons["rmse_5"] == "a map needs at least 10 pictures"
+
+
 def test_pictures_without_a_score_are_left_out_and_counted() -> None:
     x, y = pair()
     full = agreement(x, y, resamples=0)

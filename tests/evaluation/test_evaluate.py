@@ -40,6 +40,10 @@ def test_tables_hold_what_was_measured(labelled: Path, backend) -> None:
     with (labelled / "out" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["srcc"]) == found["linear"]["values"]["srcc"] and rows[0]["kind"] == "model"
+    made = (rows[0]["model"], rows[0]["revision"], rows[0]["mode"], rows[0]["seed"])
+    assert made == ("folder/linear", "1", "score", "0") and rows[1]["model"] == ""
+    assert rows[1]["command"] == results["made_with"]["command"]
+    assert (labelled / "out" / "labels.linear.svg").read_text().count("h0") == 24
     with (labelled / "out" / "labels.scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 24 and float(rows[12]["linear"]) == pytest.approx(1 + 4 * 13 / 26, abs=0.02)
@@ -94,6 +98,13 @@ def test_constant_predictions_and_few_rows_give_a_reason(labelled: Path, backend
     results = evaluate(labelled, output="few")
     assert results["sets"][0]["scorers"][0]["values"]["srcc"] is None
     assert "3 pictures with a score are too few" in (labelled / "few" / "table.md").read_text()
+
+
+def test_labels_without_any_picture_are_an_error(labelled: Path, backend, capsys) -> None:
+    (labelled / "labels.csv").write_text("image,mos\nx.png,1\ny.png,2\n")
+    arguments = ["evaluate", "--labels", str(labelled / "labels.csv"), "--images", str(labelled / "pictures")]
+    assert main([*arguments, "-o", str(labelled / "out")]) == 1
+    assert "none of the pictures of labels is in" in capsys.readouterr().err
 
 
 def test_dmos_turns_the_labels_round(labelled: Path, backend) -> None:

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--level", type=float, default=0.95, help="probability of the intervals (default: 0.95)")
     how.add_argument("--resamples", type=positive, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
     how.add_argument("--bootstrap-seed", type=int, default=0, metavar="N", help="of the bootstrap (default: 0)")
-    how.add_argument("--no-page", action="store_true", help="write no index.html")
+    how.add_argument("--no-page", action="store_true", help="write no index.html and no plots")
     how.add_argument("--silent", action="store_true", help="no progress bar, no table on the terminal")
     add_model_options(parser)
 
@@ -98,11 +98,17 @@ def _run_labels(args: argparse.Namespace, settings: Settings) -> int:
     made_with = provenance(command(), settings, {"model": identity})
     text = markdown(found, made_with)
     (args.output / "table.md").write_text(text, encoding="utf-8")
-    write_table_csv(args.output / "table.csv", found)
+    write_table_csv(args.output / "table.csv", found, made_with)
     write_json(args.output / "results.json", {"made_with": made_with, "sets": found})
     if not args.no_page:
-        from vqr1_metric.evaluation.page import evaluation_page
+        from vqr1_metric.evaluation.page import evaluation_page, scatter
 
+        for entry, labels, scorers in zip(found, sets, scored, strict=True):
+            for row, column in zip(entry["scorers"], scorers, strict=True):
+                plot = scatter(row, column, labels)
+                if plot is not None:
+                    name = f"{file_name(labels.name)}.{file_name(column.name)}.svg"
+                    (args.output / name).write_text(plot.standalone(), encoding="utf-8")
         data = list(zip(sets, scored, strict=True))
         page = evaluation_page(found, data, made_with, args.output / "cache" / "thumbnails")
         (args.output / "index.html").write_text(page, encoding="utf-8")
@@ -157,22 +163,31 @@ def _label_sets(args: argparse.Namespace) -> list[LabelSet]:
         labels = read_labels(args.labels, lower_is_better=True if args.lower_is_better else None)
         complete = len(labels)
         labels = labels.take_split(args.split or "all")
-        return [attach(labels, args.images or args.labels.parent, report_unlabelled=len(labels) == complete)]
+        folder = args.images or args.labels.parent
+        return [_not_empty(attach(labels, folder, report_unlabelled=len(labels) == complete), folder)]
     if not args.root.is_dir():
         raise CommandError(f"no folder {str(args.root)!r}")
     if args.dataset:
         dataset = get_dataset(args.dataset)
-        return [dataset.load(find_folder(dataset, args.root) or args.root, args.split)]
+        folder = find_folder(dataset, args.root) or args.root
+        return [_not_empty(dataset.load(folder, args.split), folder)]
     sets = []
     for dataset in suite(args.suite):
         folder = find_folder(dataset, args.root)
         if folder is None:
             print(f"vqr1: not there, left out: {dataset.how_to_get()}", file=sys.stderr)
         else:
-            sets.append(dataset.load(folder, args.split))
+            sets.append(_not_empty(dataset.load(folder, args.split), folder))
     if not sets:
         raise CommandError(f"none of the data sets is in {str(args.root)!r}; vqr1 evaluate --list says what is known")
     return sets
+
+
+def _not_empty(labels: LabelSet, folder: Path) -> LabelSet:
+    if not labels.items:
+        names = ", ".join(problem.subject for problem in labels.problems[:3])
+        raise CommandError(f"none of the pictures of {labels.name} is in {str(folder)!r} ({names}, ...)")
+    return labels
 
 
 def _listing() -> str:

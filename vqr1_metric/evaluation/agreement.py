@@ -13,6 +13,8 @@ from scipy import optimize, stats
 
 #: Fewer pictures than this give no correlation worth the name.
 MIN_PICTURES = 4
+#: Fewer pictures than this are too few for a map of four or five parameters: it would fit whatever there is.
+MIN_PICTURES_FOR_MAP = 10
 #: A scene with fewer versions has no order to get right.
 MIN_VERSIONS = 3
 #: An interval is only given if at least this share of the resamples had a value.
@@ -130,7 +132,9 @@ def point_statistics(
     for name in CURVES:
         curve = fit(x, y, name) if maps is None else maps[name]
         if curve is None:
-            reasons[f"plcc_{name}"] = reasons[f"rmse_{name}"] = f"the {name}-parameter map could not be fitted"
+            few = len(x) < MIN_PICTURES_FOR_MAP
+            why = f"a map needs at least {MIN_PICTURES_FOR_MAP} pictures" if few else "the map could not be fitted"
+            reasons[f"plcc_{name}"] = reasons[f"rmse_{name}"] = why
             continue
         mapped = curve(x)
         values[f"rmse_{name}"] = float(np.sqrt(np.mean((mapped - y) ** 2)))
@@ -176,7 +180,7 @@ Map = Callable[[ArrayLike], NDArray]
 
 
 def fit(x: ArrayLike, y: ArrayLike, parameters: str = "4") -> Map | None:
-    """The least-squares map of scores to opinions as a function, None where it cannot be fitted.
+    """The least-squares map of scores to opinions as a function, None where it cannot be fitted or pictures are few.
 
     Fitted in standard units, where every parameter is of the order of one. The 5-parameter map starts from the line of
     least squares, which it contains, and so cannot end worse than that line.
@@ -187,7 +191,7 @@ def fit(x: ArrayLike, y: ArrayLike, parameters: str = "4") -> Map | None:
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     curve = CURVES[parameters]
-    if len(x) < int(parameters) or np.ptp(x) == 0:
+    if len(x) < MIN_PICTURES_FOR_MAP or np.ptp(x) == 0:
         return None
     mean_x, scale_x, mean_y, scale_y = x.mean(), x.std(), y.mean(), y.std() or 1.0
     u, v = (x - mean_x) / scale_x, (y - mean_y) / scale_y

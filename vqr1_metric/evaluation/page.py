@@ -105,7 +105,7 @@ def evaluation_page(
         ]
         scorers = [
             {
-                "name": row["name"], "kind": row["kind"], "scatter": _scatter(row, column, labels),
+                "name": row["name"], "kind": row["kind"], "scatter": str(scatter(row, column, labels) or ""),
                 "calibration": _calibration_plots(row), "figures": _figures(row["calibration"]),
                 "worst": _worst(row, labels, cache) if row["kind"] == "model" or len(columns) == 1 else [],
             }
@@ -160,12 +160,17 @@ def _bars(probabilities: Sequence[float] | None) -> list[int] | None:
     return [round(99 * value / max(sums)) for value in sums]
 
 
-def _scatter(row: dict[str, Any], column: Column, labels: LabelSet) -> str:
+def scatter(row: dict[str, Any], column: Column, labels: LabelSet) -> Plot | None:
+    """Scores against opinions with the fitted maps; None without a score.
+
+    Args:
+        row: of the scorer, in the results of :func:`vqr1_metric.evaluation.run.evaluate`.
+    """
     points = [
         (score, item.mos) for score, item in zip(column.scores, labels.items, strict=True) if not math.isnan(score)
     ]
     if not points:
-        return ""
+        return None
     x, y = [p[0] for p in points], [p[1] for p in points]
     plot = Plot((min(x), max(x)), (min(y), max(y)), row["name"], "opinion", f"{row['name']} against opinions")
     plot.dots(points)
@@ -173,7 +178,7 @@ def _scatter(row: dict[str, Any], column: Column, labels: LabelSet) -> str:
     for name in ("4", "5"):
         if f"y_{name}" in fitted:
             plot.line(list(zip(fitted["x"], fitted[f"y_{name}"], strict=True)), f"fit{name}")
-    return str(plot)
+    return plot
 
 
 def _calibration_plots(row: dict[str, Any]) -> list[tuple[str, str]]:

@@ -10,6 +10,14 @@ Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 440, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
+#: Colours of a file that no page gives any; a viewer's dark mode is respected.
+_STYLE = (
+    ".plot{--text:#59636e;--line:#d1d9e0;--mark:#0969da;--other:#bc4c00;font-family:sans-serif}"
+    "@media(prefers-color-scheme:dark){.plot{--text:#9198a1;--line:#3d444d;--mark:#4493f8;--other:#f0883e}}"
+    "text{fill:var(--text);font-size:11px}path{fill:none;stroke:var(--text)}.grid{stroke:var(--line)}"
+    ".dot{stroke:var(--mark);stroke-width:4;stroke-linecap:round;stroke-opacity:.45}"
+    ".fit4,.fit5{stroke:var(--other);stroke-width:2}.fit5{stroke-dasharray:2 3}"
+)
 
 
 class Plot:
@@ -54,6 +62,11 @@ class Plot:
         body = "".join(self._parts)
         title = escape(self.title)
         return f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><title>{title}</title>{body}</svg>'
+
+    def standalone(self) -> str:
+        """The plot as an SVG file of its own, with the colours that a page would give it."""
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
+        return f"{head}<style>{_STYLE}</style>{''.join(self._parts)}</svg>\n"
 
     def _px(self, x: float) -> float:
         return _LEFT + (x - self.x[0]) / (self.x[1] - self.x[0]) * (_WIDTH - _LEFT - _RIGHT)

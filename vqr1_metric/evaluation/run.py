@@ -90,7 +90,7 @@ def evaluate(labels: LabelSet, columns: Sequence[Column], settings: Settings | N
         "dataset": {
             "name": labels.name, "split": labels.split, "labelled": len(labels), "expected": labels.expected,
             "lower_is_better": labels.lower_is_better, "short_edge": labels.short_edge,
-            "scenes": len({item.scene for item in labels.items}) if scenes else 0,
+            "scenes": len({item.scene for item in labels.items if item.scene}) if scenes else 0,
             "problem_counts": count_problems(problems), "problems": [asdict(problem) for problem in problems],
         },
         "scorers": scorers,
@@ -145,7 +145,7 @@ def _fitted(column: Column, labels: LabelSet) -> dict[str, Any] | None:
     """Points of the fitted maps, for the scatter plot, in the labels' own direction and units."""
     x, y = np.asarray(column.scores), np.asarray(labels.quality)
     known = np.isfinite(x)
-    if known.sum() < 5 or np.ptp(x[known]) == 0 or np.ptp(y[known]) == 0:
+    if not known.any() or np.ptp(x[known]) == 0 or np.ptp(y[known]) == 0:
         return None
     at = np.linspace(x[known].min(), x[known].max(), _CURVE_POINTS)
     sign = -1.0 if labels.lower_is_better else 1.0
@@ -157,7 +157,7 @@ def _worst(column: Column, labels: LabelSet) -> list[dict[str, Any]]:
     """Pictures whose mapped score is furthest from the opinion, in the labels' own direction and units."""
     x, y = np.asarray(column.scores), np.asarray(labels.quality)
     known = np.flatnonzero(np.isfinite(x))
-    curve = fit(x[known], y[known], "4") if len(known) >= 5 and np.ptp(x[known]) > 0 else None
+    curve = fit(x[known], y[known], "4") if len(known) else None
     if curve is None:
         return []
     sign = -1.0 if labels.lower_is_better else 1.0

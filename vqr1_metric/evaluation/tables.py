@@ -39,10 +39,15 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
     path.write_text(json.dumps(jsonable(results), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_table_csv(path: Path, sets: Sequence[dict[str, Any]]) -> None:
-    """One line for each scorer of each data set: all statistics with the ends of their intervals."""
+#: Columns of the CSV table that say what a line was made with.
+_MADE_WITH = ("model", "revision", "mode", "prompt", "vqr1_metric", "level", "resamples", "seed", "command")
+
+
+def write_table_csv(path: Path, sets: Sequence[dict[str, Any]], made_with: dict[str, Any]) -> None:
+    """One line for each scorer of each data set: all statistics with the ends of their intervals, and their making."""
     columns = ["dataset", "split", "scorer", "kind", "n", "left_out"]
     columns += [f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")]
+    columns += _MADE_WITH
     lines = []
     for entry in sets:
         dataset = entry["dataset"]
@@ -50,12 +55,15 @@ def write_table_csv(path: Path, sets: Sequence[dict[str, Any]]) -> None:
             line = [cell(dataset["name"]), dataset["split"], cell(row["name"]), row["kind"], row["n"], row["left_out"]]
             for name in STATISTICS:
                 line += [_number(row["values"][name]), *(_number(end) for end in row["intervals"][name])]
+            known = {**made_with, **dict.fromkeys(("model", "revision", "mode", "prompt")), **(row["identity"] or {})}
+            line += ["" if known[name] is None else cell(str(known[name])) for name in _MADE_WITH]
             lines.append(line)
         for row in entry["published"]:
             known = {"srcc": row["srcc"], "plcc": row["plcc"]}
             line = [cell(dataset["name"]), "", row["name"], "published", "", ""]
             for name in STATISTICS:
                 line += [_number(known.get(name, math.nan)), "", ""]
+            line += [*[""] * (len(_MADE_WITH) - 1), row["source"]]
             lines.append(line)
     _write_csv(path, columns, lines)
 
