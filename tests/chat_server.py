@@ -118,7 +118,8 @@ class ChatServer:
             if not condition:
                 raise HTTPException(400, message)
 
-        expect(chat.model == "tiny", "no such model")
+        if chat.model != "tiny":
+            raise HTTPException(404, f"The model `{chat.model}` does not exist.")
         expect(chat.top_logprobs <= 20, "Requested sample logprobs of more than max 20")
         expect(not chat.top_logprobs or chat.logprobs, "when using `top_logprobs`, `logprobs` must be set to true")
         both = chat.add_generation_prompt and chat.continue_final_message
@@ -208,8 +209,8 @@ def tiny_backend(folder: Path) -> TransformersBackend:
     rng = random.Random(0)
     generator = torch.Generator().manual_seed(0)
     model = backend.model.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 4e-3, weight_decay=0)
-    for _ in range(50):
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0)
+    for _ in range(80):
         images = list(torch.randint(0, 256, (8, 3, 56, 56), generator=generator, dtype=torch.uint8))
         thinking = rng.random() < 0.4
         reasoning = rng.choice(("<think>It is sharp.</think>\n", "<think>is</think>\n\n")) if thinking else ""

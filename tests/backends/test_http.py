@@ -1,6 +1,9 @@
 """The backend for models behind a server, against a strict stand-in with a real model, on loopback."""
 
+import asyncio
 import copy
+import csv
+import json
 import logging
 import pickle
 from collections.abc import Iterator
@@ -10,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from chat_server import ChatServer, serving, tiny_backend
+from PIL import Image
 
 from vqr1_metric.backends.answer_walk import _Place, place_of, rest_of_answer
 from vqr1_metric.backends.base import ModelError, Sampling, ScoringBackend
 from vqr1_metric.backends.http import HttpBackend, RequestRefused, ServerError
 from vqr1_metric.backends.readout import score_texts
 from vqr1_metric.backends.transformers import TransformersBackend
+from vqr1_metric.cli import main
 from vqr1_metric.scorer import QualityScorer
 
 FAULTS = ["429", "500", "drop", "slow", "malformed", "count", "positive"]
@@ -62,7 +67,7 @@ def test_same_distribution_as_in_process(model: TransformersBackend, constrained
     with connected(server, threshold=1e-4, constrained=constrained, pixel_config=model.pixel_config) as backend:
         assert isinstance(backend, ScoringBackend) and backend.model_id == "tiny"
         got = backend.distributions(images, backend.pixel_config)
-    torch.testing.assert_close(got.probabilities, expected.probabilities, atol=5e-4, rtol=0)
+    torch.testing.assert_close(got.probabilities, expected.probabilities, atol=2e-3, rtol=0)
     torch.testing.assert_close(got.coverage, expected.coverage, atol=1e-2, rtol=0)
     torch.testing.assert_close(got.mean, expected.mean, atol=5e-3, rtol=0)
     torch.testing.assert_close(got.tag_probability, expected.tag_probability, atol=1e-3, rtol=0)
@@ -75,8 +80,9 @@ def test_readout_after_reasoning(model: TransformersBackend):
     images = [picture(1), picture(1)]
     with torch.no_grad():
         expected = model.distributions(images, model.pixel_config, replies=replies)
-    with connected(ChatServer(model), threshold=1e-3, pixel_config=model.pixel_config) as backend:
+    with connected(ChatServer(model), threshold=2e-4, pixel_config=model.pixel_config) as backend:
         got = backend.distributions(images, backend.pixel_config, replies=replies)
+    assert bool((expected.coverage > 0.2).all())
     torch.testing.assert_close(got.mean, expected.mean, atol=0.1, rtol=0)
     torch.testing.assert_close(got.probabilities, expected.probabilities, atol=2e-2, rtol=0)
 
@@ -128,10 +134,10 @@ def test_lasting_faults_are_an_error_without_a_score(model: TransformersBackend)
 
 def test_refusals_are_not_repeated(model: TransformersBackend):
     server = ChatServer(model)
-    refused = pytest.raises(RequestRefused, match="400 no such model")
-    with connected(server, model="other") as backend, pytest.warns(UserWarning, match="no such model"), refused:
+    refused = pytest.raises(RequestRefused, match=r"refused a request with 404 .*other.* does not exist")
+    with connected(server, model="other") as backend, refused:
         backend.distributions([picture(1)], backend.pixel_config)
-    assert len(server.requests) < 8
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -196,8 +202,35 @@ def test_scorer_on_a_server(model: TransformersBackend):
         with pytest.raises(ModelError, match="gives no gradients"):
             remote.distributions([picture(1).div(255).requires_grad_()], differentiable=True)
     for a, b in zip(got, expected, strict=True):
-        assert (a.name, a.error) == (b.name, None) and a.score == pytest.approx(b.score, abs=0.02)
+        assert (a.name, a.error) == (b.name, None) and a.score == pytest.approx(b.score, abs=0.05)
         assert a.coverage <= b.coverage + 1e-3
+
+
+def test_works_inside_an_event_loop(model: TransformersBackend):
+    """As in a notebook."""
+
+    async def cell() -> str:
+        return backend.model_id
+
+    with connected(ChatServer(model)) as backend:
+        assert asyncio.run(cell()) == "tiny"
+
+
+def test_command_line_on_a_server(model: TransformersBackend, tmp_path: Path, capsys: pytest.CaptureFixture):
+    Image.fromarray(picture(1).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    output = tmp_path / "scores.csv"
+    with serving(ChatServer(model).app()) as address:
+        command = ["score", str(tmp_path / "a.png"), "--server", f"{address}/v1", "--silent"]
+        assert main([*command, "-o", str(output)]) == 0
+        assert main([*command, "--device", "cpu"]) == 1
+    assert "--device is about a model in this process" in capsys.readouterr().err
+    meta = json.loads((tmp_path / "scores.csv.meta.json").read_text())
+    assert (meta["model"], meta["revision"]) == ("tiny", "served")
+    row = next(csv.DictReader(output.read_text().splitlines()))
+    with torch.no_grad():
+        assert float(row["score"]) == pytest.approx(
+            float(model.distributions([picture(1)], model.pixel_config).mean), abs=0.2
+        )
 
 
 def test_options_are_checked():

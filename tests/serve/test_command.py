@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,8 +10,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+from stub_scorer import formula_scorer
+
+from vqr1_metric.cli import build_parser
+from vqr1_metric.serve.app import create_app
 
 from .conftest import encoded, form
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
+
+
+def test_commands_of_the_document_are_understood() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    commands = re.findall(r"^    (?:\w+=\S+ )?(vqr1 .*)$", text, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        words = shlex.split(command)
+        assert build_parser(words[1]).parse_args(words[1:]).command == words[1]
+    description = create_app(formula_scorer()).openapi()["paths"]
+    paths = re.findall(r"http://127\.0\.0\.1:8000(/v1/\w+)", text) + re.findall(r"`(?:GET|POST) (/[\w/]+)`", text)
+    assert len(paths) >= 8 and set(paths) <= {*description, "/openapi.json"}
+    for option in re.findall(r"`(--[a-z-]+)", text.split("## A model behind")[0]):
+        assert option in build_parser("serve")._subparsers._group_actions[0].choices["serve"].format_help()
 
 
 def test_served_until_sigterm(tiny_qwen2_5_vl: Path) -> None:

@@ -11,6 +11,7 @@ in ``readout``.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,15 +87,11 @@ class AnswerWalk:
     def __post_init__(self) -> None:
         self._known: dict[str, Mapping[str, float]] = {}
 
-    async def distribution(self, gather: Callable[..., Awaitable]) -> ScoreDistribution:
-        """Walk, and return the distribution, of no leading dimension; NaN if no answer was seen at all.
-
-        Args:
-            gather: runs several awaitables at once, as :func:`asyncio.gather`.
-        """
-        await self._learn([""], gather)
-        begins = await self._reach_fork(gather)
-        await self._learn([_FORK], gather)
+    async def distribution(self) -> ScoreDistribution:
+        """Walk, and return the distribution, of no leading dimension; NaN if no answer was seen at all."""
+        await self._learn([""])
+        begins = await self._reach_fork()
+        await self._learn([_FORK])
         tags = {
             OPENING + space: self._known[_FORK].get((OPENING + space).removeprefix(_FORK), 0) for space in SPELLINGS
         }
@@ -103,7 +100,7 @@ class AnswerWalk:
         frontier = {text: mass / tag for text, mass in tags.items() if mass > 0}
         seen = set(frontier)
         while frontier := {text: mass for text, mass in frontier.items() if mass >= self.threshold}:
-            await self._learn(frontier, gather)
+            await self._learn(frontier)
             longer: dict[str, float] = {}
             for text, mass in frontier.items():
                 for token, probability in self._known[text].items():
@@ -117,11 +114,11 @@ class AnswerWalk:
             frontier = {text: mass for text, mass in longer.items() if places[text] is _Place.OPEN}
         return ScoreDistribution.from_log_probabilities(masses.log(), torch.tensor(begins * tag, dtype=torch.float64))
 
-    async def _reach_fork(self, gather: Callable[..., Awaitable]) -> float:
+    async def _reach_fork(self) -> float:
         """Probability that the reply begins with the tag up to its fork."""
         reached, frontier, seen = 0.0, {"": 1.0}, set()
         while frontier:
-            await self._learn(frontier, gather)
+            await self._learn(frontier)
             longer: dict[str, float] = {}
             for text, mass in frontier.items():
                 for token, probability in self._known[text].items():
@@ -132,10 +129,10 @@ class AnswerWalk:
             frontier = {text: mass for text, mass in longer.items() if mass >= self.threshold}
         return reached
 
-    async def _learn(self, texts, gather: Callable[..., Awaitable]) -> None:
+    async def _learn(self, texts) -> None:
         """Ask for what follows these texts, where it is not known; what the server takes next is learnt with it."""
         unknown = [text for text in texts if text not in self._known]
-        answers = await gather(*(self.expand(text, _tokens_left(text)) for text in unknown))
+        answers = await asyncio.gather(*(self.expand(text, _tokens_left(text)) for text in unknown))
         for text, steps in zip(unknown, answers, strict=True):
             for token, probabilities in steps:
                 self._known.setdefault(text, probabilities)

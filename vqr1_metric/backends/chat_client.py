@@ -135,7 +135,7 @@ class ChatClient:
         raise ServerError(
             f"{connection.base_url}: asked {connection.tries} times, and at last "
             + connection.redact(problem)
-            + ". What was scored is kept; continue when the server is well."
+            + ". Try again when the server is well."
         )
 
     def _refusal(self, response: httpx.Response) -> RequestRefused:

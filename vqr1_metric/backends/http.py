@@ -78,7 +78,7 @@ class HttpBackend:
         base_url: str,
         model: str | None = None,
         *,
-        threshold: float = 0.01,
+        threshold: float = 0.005,
         constrained: bool = False,
         fallback_samples: int = 6,
         key_variable: str = "VQR1_SERVER_KEY",
@@ -101,6 +101,7 @@ class HttpBackend:
         self._extra = dict(extra or {})
         self.pixel_config = pixel_config
         self._reads_probabilities: bool | None = None
+        self._plain = False  # does the server take OpenAI's own fields only?
         self._lock = threading.Lock()
 
     #: A server does not say which weights it has.
@@ -149,7 +150,7 @@ class HttpBackend:
                         request["structured_outputs"] = {"regex": rest}
                     return _steps(await client.complete(request))
 
-                return await AnswerWalk(expand, self._threshold).distribution(asyncio.gather)
+                return await AnswerWalk(expand, self._threshold).distribution()
 
             return await asyncio.gather(*map(one, images, begun))
 
@@ -164,17 +165,29 @@ class HttpBackend:
         thinking: bool,
         add_vision_id: bool,
     ) -> list[list[str]]:
-        """K sampled replies for each picture, each request with a seed of its own."""
+        """K sampled replies for each picture, each request with a seed of its own.
+
+        A server that knows OpenAI's own fields only gets neither ``top_k`` nor a ``repetition_penalty`` of 1; then its
+        defaults hold.
+        """
         model = self.model_id
 
         async def run(client: ChatClient) -> list[list[str]]:
             async def one(chat: list[dict], k: int) -> str:
                 request = {
                     "model": model, "messages": chat, "max_tokens": sampling.max_new_tokens,
-                    "temperature": sampling.temperature, "top_p": sampling.top_p, "repetition_penalty": 1.0,
-                    "top_k": sampling.top_k or -1, "seed": sampling.seed * 1_000_003 + k, **self._extra,
+                    "temperature": sampling.temperature, "top_p": sampling.top_p,
+                    "seed": sampling.seed * 1_000_003 + k, **self._extra,
                 }  # fmt: skip
-                return (await client.complete(request)).text
+                beyond = {"top_k": sampling.top_k or -1, "repetition_penalty": 1.0}
+                try:
+                    return (await client.complete({**request, **({} if self._plain else beyond)})).text
+                except RequestRefused as error:
+                    if self._plain or error.status not in (400, 422):
+                        raise
+                    reply = (await client.complete(request)).text  # raises as well, if the fields were not the reason
+                    self._plain = True
+                    return reply
 
             async def all_of(image: Tensor) -> list[str]:
                 chat = _chat(_data_url(image, pixel_config), thinking, add_vision_id)
@@ -256,6 +269,10 @@ class HttpBackend:
             async with ChatClient(self._connection) as client:
                 return await work(client)
 
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(session())  # which Ctrl-C ends at once
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, session()).result()
 

@@ -41,6 +41,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
             help="score: one forward pass, deterministic (default); think: sampled reasonings; sample: sampled replies",
         )  # fmt: skip
         group.add_argument("--thinking", action="store_true", help="let --mode sample ask the thinking question")
+        group.add_argument(
+            "--server", metavar="URL",
+            help="ask the model behind this OpenAI-compatible server, such as http://127.0.0.1:8000/v1 (vLLM, SGLang); "
+            "an API key is read from VQR1_SERVER_KEY",
+        )  # fmt: skip
     group.add_argument("--num-samples", type=positive, metavar="K", help="sampled replies a picture (default: 6)")
     group.add_argument("--max-new-tokens", type=positive, metavar="N", help="length limit of a reply (default: 512)")
     group.add_argument("--seed", type=int, help="of the sampling (default: 0)")
@@ -56,6 +61,8 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
     )  # fmt: skip
     # What was not given is left to the scorer's own defaults.
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if getattr(args, "server", None):
+        return _remote_scorer(args, given)
     scorer = QualityScorer(args.model or DEFAULT_MODEL, **given)
     if scorer.spec.folder is not None:
         # A bar for weights that load in a second only hides the one that matters; downloads keep theirs.
@@ -63,3 +70,17 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
 
         disable_progress_bar()
     return scorer
+
+
+def _remote_scorer(args: argparse.Namespace, given: dict) -> QualityScorer:
+    """A scorer whose model is behind ``--server``, under the name ``--model`` or the only one there."""
+    from vqr1_metric.backends.http import HttpBackend
+    from vqr1_metric.cli import CommandError
+    from vqr1_metric.scorer import QualityScorer
+
+    local = [name for name in ("device", "device_map", "dtype", "quantization", "revision") if name in given]
+    if local:
+        option = "--" + local[0].replace("_", "-")
+        raise CommandError(f"{option} is about a model in this process; with --server, start the server with it")
+    backend = HttpBackend(args.server, args.model)
+    return QualityScorer(backend.model_id, backend=backend, **given)

@@ -13,7 +13,7 @@ from vqr1_metric.serve.metrics import Metrics
 
 _HEADERS = {
     # The page loads nothing from elsewhere and runs no inline script, whatever a file name or a reply holds.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

@@ -68,8 +68,10 @@ function card(place, result, picture) {
   const [low, high] = result.interval;
   words.append(element("small", { textContent: `± ${result.std.toFixed(2)}; 95% between ${low.toFixed(2)} and ${high.toFixed(2)}` }));
   if (!result.reliable) {
-    const mass = `${(100 * result.coverage).toFixed(0)}% of the answers would be a score`;
-    words.append(element("small", { className: "error", textContent: `Not reliable: ${mass}, the tag has ${(100 * result.tag_probability).toFixed(0)}%.` }));
+    const percent = (p) => `${(100 * p).toFixed(0)}%`;
+    const warning = `Not reliable: ${percent(result.coverage)} of the model's answers would be a score, and ` +
+      `${percent(result.tag_probability)} of its replies would open with the answer tag.`;
+    words.append(element("small", { className: "error", textContent: warning }));
   }
   const button = element("button", { type: "button", textContent: "Reasoning" });
   button.addEventListener("click", () => explain(button, node, picture));
