@@ -247,6 +247,7 @@ def test_everything_is_checked_by_prepare_data(tmp_path: Path, pictures: Path) -
         ({"objective": "sampled", "micro_batch": 7}, "Expected micro_batch to divide .* = 96"),
         ({"objective": "sampled", "num_generations": 1}, "num_generations of at least 2"),
         ({"objective": "sampled", "num_iterations": 2, "save_steps": 5}, "save_steps to be a multiple"),
+        ({"objective": "sampled", "revision": "v2"}, "Expected a folder as the model, but got revision 'v2'"),
         ({"micro_batch": 6}, "micro_batch to divide images_per_device"),
         ({"validation_fraction": 1.0}, "validation_fraction in"),
         ({"use_vllm": True}, "Expected vllm to be installed: pip install vllm"),

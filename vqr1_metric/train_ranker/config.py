@@ -233,6 +233,12 @@ class RankerConfig:
                 f"Expected micro_batch to divide images_per_device x num_generations = {replies}, but got "
                 f"{self.micro_batch}."
             )
+        if self.revision and self.kl_weight and not self.lora_rank:
+            raise ConfigError(
+                f"Expected a folder as the model, but got revision {self.revision!r} of {self.model}: the start model "
+                "of the KL penalty is loaded a second time by name alone. Download the revision and give its folder, or "
+                "train with lora_rank above 0."
+            )
         if self.save_steps % self.num_iterations:
             raise ConfigError(
                 f"Expected save_steps to be a multiple of num_iterations ({self.num_iterations}), but got "
