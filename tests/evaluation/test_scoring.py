@@ -45,7 +45,7 @@ def test_cache_keeps_settings_apart(tmp_path: Path) -> None:
     for setting in settings:
         rows = scoring.score_items(QualityScorer(backend=backend, **setting), pictures, tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 4 and backend.pictures == 4
-    assert rows[0]["replies"][0]["reasoning"] == "Red 0."
+    assert rows[0]["replies"][0]["reasoning"] == "Red 0." and rows[0]["score"] == round(rows[0]["score"], 4)
     backend.revision = "2"
     scoring.score_items(QualityScorer(backend=backend), pictures, tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 5 and backend.pictures == 6

@@ -31,6 +31,8 @@ from vqr1_metric.scorer import QualityScorer
 
 #: Pictures that one process scores before it writes. A multiple of no batch size matters: batches form within it.
 CHUNK = 32
+#: Decimals of a score that count. Matrix products of one machine were seen to differ in the sixth from run to run.
+DIGITS = 4
 
 
 def scorer_identity(scorer: QualityScorer, short_edge: int | None = None) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def score_pictures(
             progress(len(chunk))
     wait_for_all()
     rows = store.read()
-    return [rows[key] for key, _ in pictures]
+    return [_settled(rows[key]) for key, _ in pictures]
 
 
 def picture_hash(path: Path) -> str:
@@ -170,6 +172,11 @@ def wait_for_all() -> None:
         # The slowest process may need much longer than the default of half an hour.
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     torch.distributed.barrier()
+
+
+def _settled(row: dict) -> dict:
+    """A row without the digits that differ between runs."""
+    return {**row, **{name: round(row[name], DIGITS) for name in ("score", "std") if row[name] is not None}}
 
 
 def _load(path: Path, short_edge: int | None) -> ImageLike:
