@@ -235,8 +235,8 @@ class RankerConfig:
             )
         if self.revision and self.kl_weight and not self.lora_rank:
             raise ConfigError(
-                f"Expected a folder as the model, but got revision {self.revision!r} of {self.model}: the start model "
-                "of the KL penalty is loaded a second time by name alone. Download the revision and give its folder, or "
+                f"Expected a folder as the model, but got revision {self.revision!r} of {self.model}: the KL penalty "
+                "loads the start model a second time, by name alone. Download the revision and give its folder, or "
                 "train with lora_rank above 0."
             )
         if self.save_steps % self.num_iterations:
