@@ -124,7 +124,8 @@ class PipeInterface:
         arguments = dict(arguments, generator=generators)
         for name in _REPEATED.get(self.name, ()):
             if name in arguments:
-                arguments[name] = [arguments[name]] * count
+                given = arguments[name]
+                arguments[name] = (given if isinstance(given, list) and len(given) == 1 else [given]) * count
         if self.count is not None:
             arguments[self.count] = count
         if self.modular:

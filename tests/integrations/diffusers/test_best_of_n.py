@@ -12,6 +12,7 @@ from tiny_pipelines import FAMILIES, build
 
 from vqr1_metric.integrations.diffusers import BestOfN, UnsupportedError
 from vqr1_metric.integrations.diffusers.support import CARRIES_ON
+from vqr1_metric.metric import VisualQualityR1Score
 from vqr1_metric.scorer import QualityScorer
 
 torch.set_num_threads(1)
@@ -92,6 +93,26 @@ def test_denoiser_rows_are_as_promised(sd):
     assert best(n=8, **dict(options, preview_at_ratio=None)).denoiser_rows == 2 * 8 * 8
 
 
+@pytest.mark.parametrize(
+    ("family", "scheduler", "settings", "options"),
+    [
+        ("sd", "DDIMScheduler", {}, {"eta": 1.0}),
+        ("sd", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+        ("flux", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}),
+    ],
+)
+def test_schedulers_that_can_draw_noise(family, scheduler, settings, options):
+    tiny = build(family, scheduler, **settings)
+    arguments = tiny.arguments | options | {"output_type": "np"}
+    best = BestOfN(tiny.pipe, formula_scorer(), batch_size=3)
+    plain = best(n=4, keep=4, **arguments)
+    for strategy in ("inplace", "restart"):
+        pruned = best(n=4, preview_at_ratio=0.5, survivors=2, strategy=strategy, **arguments)
+        for a, b in zip(pruned.records, plain.records, strict=True):
+            assert not a.survived or difference(a.picture, b.picture) <= 1e-5
+    assert difference(best(n=1, seeds=plain.seeds[:1], **arguments).images[0], plain.images[0]) <= 1e-5
+
+
 def test_chunks_change_nothing(sd):
     outputs = [
         BestOfN(sd.pipe, formula_scorer(), batch_size=size)(
@@ -159,6 +180,15 @@ def test_grid(sd):
     assert out.grid(columns=3).size == (96, 32 + 14)
     corner = np.asarray(out.grid())[14:46, :32]
     assert np.array_equal(corner, np.asarray(out.images[0]))
+
+
+def test_state_of_a_metric_is_untouched_unless_asked(sd):
+    metric = VisualQualityR1Score(scorer=formula_scorer())
+    BestOfN(sd.pipe, metric)(n=3, keep=2, preview_at_ratio=0.5, **sd.arguments)
+    assert metric.update_count == 0
+    out = BestOfN(sd.pipe, metric, update_metric=True)(n=3, keep=2, **sd.arguments)
+    assert metric.update_count == 1
+    assert float(metric.compute()) == pytest.approx(sum(out.scores) / 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["seed", "seeds", "generator"])
@@ -229,28 +259,26 @@ def test_pipe_is_left_as_found_after_an_exception(sd, failing_call):
     assert difference(make_alone(sd, 3), before) == 0
 
 
-def test_compiled_denoisers(sd):
+@pytest.mark.parametrize("wrapper", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_compiled_denoisers(sd, wrapper):
     arguments = dict(sd.arguments, n=4, preview_at_ratio=0.5, survivors=2)
     plain = BestOfN(sd.pipe, formula_scorer())(**arguments)
-    calls = []
+    graphs = []
 
     def backend(graph, example_inputs):
-        calls.append(1)
+        graphs.append(graph)
         return graph.forward
 
-    module = sd.pipe.unet
-    module.compile(backend=backend)  # in place
-    compiled = vars(module)["_compiled_call_impl"]
-    in_place = BestOfN(sd.pipe, formula_scorer())(**arguments)
-    assert vars(module)["_compiled_call_impl"] is compiled
-    assert calls
-    vars(module).pop("_compiled_call_impl")
-    sd.pipe.unet = torch.compile(module, backend=backend)  # a wrapper
-    wrapped = BestOfN(sd.pipe, formula_scorer())(**arguments)
-    assert type(sd.pipe.unet).__name__ == "OptimizedModule"
-    for other in (in_place, wrapped):
-        assert (other.strategy, other.denoiser_rows, other.seeds) == ("inplace", plain.denoiser_rows, plain.seeds)
-        assert difference(other.images[0], plain.images[0]) <= 1
+    if wrapper:
+        sd.pipe.unet = compiled = torch.compile(sd.pipe.unet, backend=backend)
+    else:
+        sd.pipe.unet.compile(backend=backend)
+        compiled = vars(sd.pipe.unet)["_compiled_call_impl"]
+    out = BestOfN(sd.pipe, formula_scorer())(**arguments)
+    assert graphs
+    assert (sd.pipe.unet if wrapper else vars(sd.pipe.unet)["_compiled_call_impl"]) is compiled
+    assert (out.strategy, out.denoiser_rows, out.seeds) == ("inplace", plain.denoiser_rows, plain.seeds)
+    assert difference(out.images[0], plain.images[0]) <= 1
 
 
 def test_offloading_hooks_and_slicing(sd):
@@ -315,10 +343,13 @@ def test_bad_arguments_are_refused_before_any_denoising(sd):
         best(n=1, generator=[used], **prompt)
 
 
-def test_a_model_that_does_not_load_fails_before_any_denoising(sd):
+def test_a_model_that_does_not_load_fails_before_any_denoising(sd, tiny_qwen2_5_vl):
     sd.pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("denoised"))
     with pytest.raises(ValueError, match="no-such-folder"):
         BestOfN(sd.pipe, QualityScorer("./no-such-folder", device="cpu"))(n=1, **sd.arguments)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cuda"):
+            BestOfN(sd.pipe, QualityScorer(str(tiny_qwen2_5_vl), device="cuda"))(n=1, **sd.arguments)
 
 
 def test_things_that_are_no_pipe_or_no_metric(sd):

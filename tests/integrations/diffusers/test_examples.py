@@ -32,7 +32,7 @@ def test_best_of_n(tiny_qwen2_5_vl, tmp_path):
 
 
 def test_backpropagating_the_score_raises_it_on_held_out_seeds(tiny_qwen2_5_vl, tmp_path):
-    text = run("examples/reward_backprop.py", "--model", tiny_qwen2_5_vl, "--updates", 8, cwd=tmp_path)
+    text = run("examples/reward_backprop.py", "--model", tiny_qwen2_5_vl, "--updates", 6, "--size", 32, cwd=tmp_path)
     before, after = (float(re.search(rf"held-out seeds {when}: (\S+)", text).group(1)) for when in ("before", "after"))
     assert after > before
 
