@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pristine", help="folder of undistorted pictures for the ladders")
     parser.add_argument("-o", "--output", required=True, help="folder to write")
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=(2500, 2000, 1000), metavar=("TOWER", "READOUT", "CACHED")
+        "--steps", type=int, nargs=3, default=(2500, 2000, 0), metavar=("TOWER", "READOUT", "CACHED")
     )
     parser.add_argument(
         "--minutes", type=float, nargs=3, default=(1e9, 1e9, 1e9), metavar=("TOWER", "READOUT", "CACHED")
@@ -101,7 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             kept = {"model": state, "head": average["head"].state_dict(), "stage": stage + 1}
             torch.save(kept, output / f"stage{stage + 1}.pt")
 
-        clock = Clock(options.steps[stage], options.minutes[stage], floor=0.1 if stage < 2 else 0.02)
         common = {
             "rate": options.rates[stage],
             "every": options.every,
@@ -112,16 +111,16 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             dataset = Batches(rated, pristine, size, options.rated_crops, options.scenes, features=24)
             dataset.seed = options.seed * 1000 + stage
             batches = _loader(dataset, options.workers)
-        if stage == 0:
-            average = pretrain(model, batches, head, clock, **common)
-        elif stage == 1:
-            average = finetune(model, tokenizer, batches, head, clock, **common)
         else:
             model.requires_grad_(True).model.visual.requires_grad_(False)
             head.requires_grad_(False)
             sizes = sorted({whole, size})
-            cached = TokenBatches(FastTower(model.model.visual), rated, pristine, sizes, *options.cached)
-            average = finetune(model, tokenizer, cached, head, clock, **common)
+            batches = TokenBatches(FastTower(model.model.visual), rated, pristine, sizes, *options.cached)
+        clock = Clock(options.steps[stage], options.minutes[stage], floor=0.1 if stage < 2 else 0.02)
+        if stage == 0:
+            average = pretrain(model, batches, head, clock, **common)
+        else:
+            average = finetune(model, tokenizer, batches, head, clock, **common)
         if stage == 0:
             standardise_tokens(average["tower"].visual, average["head"].norm)
         save(average)

@@ -26,6 +26,9 @@ WORST_SCORE = 1.2
 MILD = {"contrast": 0.55, "colour": 0.45, "darken": 0.6, "overexpose": 0.7, "colour_cast": 0.55, "posterise": 0.75}
 """Share of the fall for distortions that leave the detail in place."""
 
+OFTEN = {"jpeg": 4, "webp": 2, "jpeg2000": 2, "noise": 2}
+"""Distortions drawn more often than the others: the usual ones; block artefacts are the slowest to be learned."""
+
 
 @dataclass
 class Rated:
@@ -101,7 +104,8 @@ class Batches(torch.utils.data.IterableDataset):
         self.good = np.flatnonzero(rated.scores >= np.quantile(rated.scores, 0.6))
 
     def _ladder(self, rng: np.random.Generator) -> tuple[list[np.ndarray], list[float], list[float]]:
-        name = list(DISTORTIONS)[rng.integers(len(DISTORTIONS))]
+        chance = np.array([OFTEN.get(name, 1) for name in DISTORTIONS])
+        name = list(DISTORTIONS)[rng.choice(len(chance), p=chance / chance.sum())]
         if self.pristine and rng.random() < 0.5:
             picture, start = self.pristine[rng.integers(len(self.pristine))], PRISTINE_SCORE
         else:
