@@ -200,13 +200,14 @@ def fit(x: ArrayLike, y: ArrayLike, parameters: str = "4") -> Map | None:
     if parameters == "4":
         starts = [[sign * v.max(), sign * v.min(), 0.0, 0.5], [sign * 3.0, -sign * 3.0, 0.0, 2.0]]
     else:
-        starts = [[0.0, 1.0, 0.0, slope, intercept], [sign * np.ptp(v), 1.0, 0.0, 0.1 * slope, intercept]]
+        starts = [[0.0, 1.0, 0.0, slope, intercept]]
+        starts += [[sign * np.ptp(v), steepness, 0.0, 0.1 * slope, intercept] for steepness in (1.0, 4.0)]
     best, best_cost = None, math.inf
     for start in starts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                result = optimize.least_squares(lambda p: curve(u, *p) - v, start, method="lm", max_nfev=2000)
+                result = optimize.least_squares(lambda p: curve(u, *p) - v, start, max_nfev=500)
             except (ValueError, FloatingPointError):
                 continue
         if np.isfinite(result.cost) and result.cost < best_cost:
