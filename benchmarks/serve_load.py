@@ -47,12 +47,15 @@ def main() -> None:
     parser.add_argument("--a-request", type=int, default=2, help="pictures in a request")
     parser.add_argument("-o", "--output", type=Path, help="append a row to this CSV")
     args = parser.parse_args()
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done within {_LONGEST} s"))
     signal.alarm(_LONGEST)
 
     pictures = [make_picture(i, args.side) for i in range(args.pictures)]
     expected, library = in_process(args.model, pictures)
     with server(args.model) as address:
         answers, seconds = load(address, pictures, args)
+    _, again = in_process(args.model, pictures)
+    library = max(library, again)  # before and after, as other work on the machine may slow down either
     row = report(args, expected, library, answers, seconds)
     for name, value in row.items():
         print(f"{name:<20} {value}")

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def test_transformers_serve(tmp_path: Path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["transformers", "serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    program = str(Path(sys.executable).with_name("transformers"))
+    command = [program, "serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     server = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:

@@ -87,7 +87,7 @@ def picture_score(result: ImageScore, level: float, distribution: bool) -> Pictu
         name=result.name,
         score=_number(result.score),
         std=_number(result.std),
-        interval=result.interval(level) if known else None,
+        interval=tuple(round(bound, 2) for bound in result.interval(level)) if known else None,
         coverage=_number(result.coverage),
         tag_probability=_number(result.tag_probability),
         reliable=result.reliable,
