@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -15,7 +16,7 @@ from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.backends.pixels import to_patches as library_patches
 from vqr1_metric.distortions import distort
 from vqr1_metric.nano.training import __main__ as recipe
-from vqr1_metric.nano.training import finetune
+from vqr1_metric.nano.training import finetune, widen
 from vqr1_metric.nano.training.build import MAX_PIXELS, MIN_PIXELS, build_model, dct_patch_weights, save_folder
 from vqr1_metric.nano.training.data import Batches, Rated, assumed_score, load_rated
 from vqr1_metric.nano.training.evaluate import correlations
@@ -187,6 +188,23 @@ def test_recipe_trains_a_few_steps_and_writes_a_folder_that_loads(rated_folder: 
 
     started = recipe.main([*common, *small, "--steps", "0", "0", "1", "--start", str(output / "stage2.pt")])
     assert (started / "model.safetensors").stat().st_size < 12_000_000
+
+
+def test_widening_changes_the_language_model_alone(rated_folder: Path, model, tmp_path: Path, capsys) -> None:
+    start = save_folder(model, tmp_path / "start")
+    (tmp_path / "pristine").mkdir()
+    for number, picture in enumerate(_pictures(2, 256)):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "pristine" / f"{number}.png")
+    paths = {"--model": start, "--data": rated_folder / "labels.csv", "--images": rated_folder}
+    paths |= {"--pristine": tmp_path / "pristine", "-o": tmp_path / "wide"}
+    arguments = [str(part) for pair in paths.items() for part in pair]
+    wide = widen.main([*arguments, "--steps", "25", "--rated", "3", "--ladders", "2"])
+    assert "step 25" in capsys.readouterr().out
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, wide))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any(name.startswith("visual") for name in changed)
+    assert QualityScorer(str(wide)).pixel_config.max_pixels == widen.MAX_PIXELS
 
 
 def test_labels_are_checked(rated_folder: Path) -> None:

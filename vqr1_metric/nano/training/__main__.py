@@ -47,9 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", required=True, help="folder of the rated pictures")
     parser.add_argument("--pristine", help="folder of undistorted pictures for the ladders")
     parser.add_argument("-o", "--output", required=True, help="folder to write")
-    parser.add_argument(
-        "--steps", type=int, nargs=3, default=(2500, 2000, 0), metavar=("TOWER", "READOUT", "CACHED")
-    )
+    parser.add_argument("--steps", type=int, nargs=3, default=(2500, 2000, 0), metavar=("TOWER", "READOUT", "CACHED"))
     parser.add_argument(
         "--minutes", type=float, nargs=3, default=(1e9, 1e9, 1e9), metavar=("TOWER", "READOUT", "CACHED")
     )

@@ -137,7 +137,7 @@ def build_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
-def save_folder(model: Qwen2_5_VLForConditionalGeneration, folder: str | Path) -> Path:
+def save_folder(model: Qwen2_5_VLForConditionalGeneration, folder: str | Path, max_pixels: int = MAX_PIXELS) -> Path:
     """Write a folder that loads with `from_pretrained`: config, fp16 weights, tokenizer, processor settings."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,8 +165,8 @@ def save_folder(model: Qwen2_5_VLForConditionalGeneration, folder: str | Path) -
         "image_mean": [IMAGE_MEAN] * 3,
         "image_std": [IMAGE_STD] * 3,
         "min_pixels": MIN_PIXELS,
-        "max_pixels": MAX_PIXELS,
-        "size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
+        "max_pixels": max_pixels,
+        "size": {"shortest_edge": MIN_PIXELS, "longest_edge": max_pixels},
         "patch_size": PATCH,
         "temporal_patch_size": 1,
         "merge_size": MERGE,

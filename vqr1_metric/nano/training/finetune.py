@@ -102,13 +102,17 @@ class ReadoutForward(nn.Module):
         return distribution, visual, reply
 
     def read(
-        self, visual: Tensor, answers: Tensor, grid: tuple[int, int] | None = None
+        self,
+        visual: Tensor,
+        answers: Tensor,
+        grid: tuple[int, int] | None = None,
+        shape: tuple[int, int] | None = None,
     ) -> tuple[ScoreDistribution, Tensor]:
-        """As `forward`, from the visual tokens (B, T, D) of square pictures on."""
+        """As `forward`, from the visual tokens (B, T, D) on; `shape` is their rows and columns, by default a square."""
         language, head = self.model.model.language_model, self.model.lm_head
         batch, count, _ = visual.shape
         side = round(count**0.5)
-        rows, columns = grid or (side, side)
+        rows, columns = grid or shape or (side, side)
         shown = visual if grid is None else visual[:, torch.randperm(count)[: rows * columns].sort().values]
         positions, mask = self._layout(rows, columns, answers.shape[1])
 
