@@ -148,7 +148,10 @@ def _posterise(picture: Image.Image, levels: float, rng: np.random.Generator) ->
 
 
 def _colour_cast(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Channels multiplied by 1 + strength * direction, a direction of zero mean drawn from the seed."""
+    """Channels multiplied by 1 + strength * direction, a direction of zero mean drawn from the seed.
+
+    The stated strengths start where a cast is plainly wrong: smaller ones lie within what photographs differ by anyway.
+    """
     direction = np.array([1.0, 0.0, -1.0]) * rng.choice([-1.0, 1.0]) + np.array([0.0, 1.0, 0.0]) * rng.uniform(
         -0.5, 0.5
     )
@@ -172,7 +175,7 @@ _TABLE = (
     Distortion("darken", "stops", (0.4, 0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 3.6), _darken),
     Distortion("overexpose", "stops", (0.3, 0.55, 0.8, 1.1, 1.4, 1.7, 2.1, 2.6), _overexpose),
     Distortion("posterise", "levels per channel", (20, 15, 11, 8, 6, 5, 4, 3), _posterise),
-    Distortion("colour_cast", "relative gain", (0.1, 0.17, 0.24, 0.32, 0.42, 0.54, 0.68, 0.85), _colour_cast),
+    Distortion("colour_cast", "relative gain", (0.42, 0.48, 0.54, 0.61, 0.68, 0.76, 0.85, 0.95), _colour_cast),
 )
 
 DISTORTIONS: dict[str, Distortion] = {entry.name: entry for entry in _TABLE}

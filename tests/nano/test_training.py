@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scipy.stats import spearmanr
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vqr1_metric.backends.pixels import PixelConfig
@@ -17,16 +16,19 @@ from vqr1_metric.backends.pixels import to_patches as library_patches
 from vqr1_metric.distortions import distort
 from vqr1_metric.nano.training import __main__ as recipe
 from vqr1_metric.nano.training import finetune, widen
-from vqr1_metric.nano.training.build import MAX_PIXELS, MIN_PIXELS, build_model, dct_patch_weights, save_folder
+from vqr1_metric.nano.training.build import MAX_PIXELS, MIN_PIXELS, build_model, save_folder
 from vqr1_metric.nano.training.data import Batches, Rated, assumed_score, load_rated
-from vqr1_metric.nano.training.evaluate import correlations
-from vqr1_metric.nano.training.features import classical_features
+from vqr1_metric.nano.training.features import STATISTICS, classical_features, statistics
 from vqr1_metric.nano.training.objectives import fidelity_loss, ladder_loss
+from vqr1_metric.nano.training.prepare import RUNGS, prepare
+from vqr1_metric.nano.training.pretrain import PooledHead
+from vqr1_metric.nano.training.start import centre_tokens, filters, start_merger
+from vqr1_metric.nano.training.teacher import components, cross_fitted, kernel_ridge
 from vqr1_metric.nano.training.tokenizer import build_tokenizer
 from vqr1_metric.nano.training.tower import FastTower
 from vqr1_metric.scorer import QualityScorer
 
-PIXELS = PixelConfig(16, 2, 1, MIN_PIXELS, MAX_PIXELS, (-1.0,) * 3, (0.5,) * 3)
+PIXELS = PixelConfig(16, 2, 1, MIN_PIXELS, MAX_PIXELS, (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,68 @@ def test_readout_of_training_equals_that_of_scoring(model, tmp_path: Path) -> No
     torch.testing.assert_close(mine.tag_probability, theirs.tag_probability, atol=1e-5, rtol=1e-3)
 
 
-def test_patch_embedding_starts_as_independent_frequencies() -> None:
-    weights = dct_patch_weights(256).flatten(1)
-    assert torch.linalg.matrix_rank(weights) == 256
+def test_filters_are_independent_and_but_the_signed_luminance_blind_to_grey() -> None:
+    made = filters().flatten(1)
+    assert torch.linalg.matrix_rank(made[3:]) == len(made) - 3  # the signed chroma are there twice
+    grey = made.sum(1)
+    assert grey[0] > 1
+    assert grey[1:].abs().max() < 1e-9
+
+
+@torch.no_grad()
+def test_tower_starts_with_clipped_sizes_of_the_coefficients(model) -> None:
+    images = _pictures(3, 128)
+    tower = FastTower(model.model.visual)
+    stream = tower.patches(images)
+    patches = (images.float() / 255 - 0.5) / 0.5
+    patches = patches.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)
+    size = (patches.double() @ filters().flatten(1).T).abs()[..., 3:]
+    for place, limits in ((127, (0.1, 0.4)), (3, (1.6, 6.4))):
+        wanted = sum((size / limit).clamp(max=1) for limit in limits).mean((0, 1))
+        got = stream[..., place : place + 124].double().mean((0, 1))
+        assert torch.corrcoef(torch.stack([wanted, got]))[0, 1] > 0.97
+        assert (wanted - got).abs().mean() < 0.15
+    torch.testing.assert_close(stream[..., -1], torch.full_like(stream[..., -1], 256.0), atol=1.0, rtol=0)
+
+
+@torch.no_grad()
+def test_tokens_start_centred_with_the_wanted_spread_and_a_constant() -> None:
+    visual = build_model(seed=2).model.visual
+    tower, images = FastTower(visual), _pictures(12, 128)
+    start_merger(visual, visual.merger.ln_q(tower.patches(images)).mean(1))
+    head = PooledHead(192, 4).eval()
+    head.start(tower(images).mean(1))
+    score, _ = head(tower(images))
+    centre_tokens(visual, head.norm, spread=0.3, constant=16.0)
+    pooled = tower(images).mean(1)
+    assert (pooled[:, -1] == 16).all()
+    torch.testing.assert_close(pooled[:, :-1].mean(0), torch.zeros(191), atol=1e-3, rtol=0)
+    assert pooled[:, :-1].var(0).mean().sqrt().item() == pytest.approx(0.3, rel=0.05)
+    assert (head(tower(images))[0] - score).abs().max() < 0.2  # all but the last place tell the head what they told
+
+
+def test_teacher_predicts_pictures_it_has_not_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.arange(200)
+    table = torch.randn(200, 6, generator=generator)
+    scores = table[:, 0] + 0.5 * table[:, 1] ** 2
+    expected = cross_fitted(table, scores, picture)
+    assert torch.corrcoef(torch.stack([expected, scores]))[0, 1] > 0.8
+    shuffled = cross_fitted(table, scores[torch.randperm(200, generator=generator)], picture)
+    assert torch.corrcoef(torch.stack([shuffled, scores]))[0, 1].abs() < 0.3
+    memory = kernel_ridge(table, scores, table)
+    assert (memory - scores).abs().mean() < (expected - scores).abs().mean()
+
+
+def test_components_keep_what_varies_most() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 2, generator=generator) @ torch.randn(2, 9, generator=generator)
+    table = hidden + 0.01 * torch.randn(300, 9, generator=generator)
+    directions, values = components(table - table.mean(0), kept=3)
+    told = (table - table.mean(0)) @ directions
+    assert told.square().mean().item() == pytest.approx(1, rel=1e-3)
+    assert values[2] < 0.01 * values[1]
+    assert told[:, 2].std() < told[:, 1].std()
 
 
 def test_features_see_blur_noise_and_colour() -> None:
@@ -113,20 +174,38 @@ def test_assumed_scores_fall_to_the_worst_and_less_for_colour() -> None:
     assert assumed_score(4.0, "colour", 8) > 2
 
 
-def test_correlations_agree_with_scipy() -> None:
-    x, y = [1, 2, 2, 3, 5, 4, 4.5], [0.1, 0.3, 0.2, 0.2, 0.9, 0.4, 0.4]
-    srcc, plcc = correlations(x, y)
-    assert srcc == pytest.approx(spearmanr(x, y)[0])
-    assert plcc == pytest.approx(np.corrcoef(x, y)[0, 1])
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """Five crops and four ladders of 128x128."""
+    rated = Rated(_pictures(4, 256).permute(0, 2, 3, 1).numpy(), np.array([1.5, 2.0, 3.0, 4.0]), list("abcd"))
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(rated, [], 128, (5, 4), folder, seed=3, report=lambda line: None)
+    return folder
 
 
-def test_batches_are_a_function_of_the_seed() -> None:
-    pictures = _pictures(4, 256).permute(0, 2, 3, 1).numpy()
-    dataset = Batches(Rated(pictures, np.array([1.5, 2.0, 3.0, 4.0]), list("abcd")), [], 128, rated_crops=2, scenes=2)
-    first, again = (dataset.batch(np.random.default_rng(3)) for _ in range(2))
-    assert first["images"].shape == (2 + 2 * 4, 3, 128, 128)
-    assert torch.equal(first["images"], again["images"])
-    assert torch.equal(first["scores"], again["scores"])
+def test_prepared_crops_carry_their_statistics(prepared: Path) -> None:
+    crops, table = (np.load(prepared / f"rated_{name}.npy") for name in ("crops", "statistics"))
+    assert crops.shape == (5, 128, 128, 3)
+    again = statistics(torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous())
+    torch.testing.assert_close(torch.from_numpy(table), again, atol=1e-4, rtol=1e-4)
+    assert np.load(prepared / "ladder_statistics.npy").shape == (4, RUNGS, STATISTICS)
+    assert (np.diff(np.load(prepared / "ladder_level.npy"), axis=1) > 0).all()
+    assert np.load(prepared / "rated_picture.npy").tolist() == [0, 1, 2, 3, 0]
+
+
+def test_prepared_folder_is_made_once(prepared: Path) -> None:
+    before = (prepared / "rated_crops.npy").stat().st_mtime_ns
+    prepare(Rated(np.zeros((1, 128, 128, 3), np.uint8), np.ones(1), ["x"]), [], 128, (5, 4), prepared)
+    assert (prepared / "rated_crops.npy").stat().st_mtime_ns == before
+
+
+def test_batches_are_a_function_of_the_seed(prepared: Path) -> None:
+    targets = torch.randn(5, 7), torch.randn(4, RUNGS, 7)
+    opinions = torch.tensor([1.5, 2.0, 3.0, 4.0, 1.5])
+    first, again = (next(iter(Batches(prepared, opinions, targets, 2, 2, seed=5))) for _ in range(2))
+    assert first["images"].shape == (2 + 2 * RUNGS, 3, 128, 128)
+    assert first["targets"].shape == (2 + 2 * RUNGS, 7)
+    assert all(torch.equal(first[name], again[name]) for name in ("images", "scores", "level"))
     for number in range(2):
         rungs = first["scene"] == number
         assert (first["level"][rungs].diff() > 0).all()
@@ -156,37 +235,26 @@ def rated_folder(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:.*answers would be a score:UserWarning")
 def test_recipe_trains_a_few_steps_and_writes_a_folder_that_loads(rated_folder: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "out"
+    pristine = tmp_path / "pristine"
+    pristine.mkdir()
+    for number, picture in enumerate(_pictures(2, 256)):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(pristine / f"{number}.png")
     common = ["--data", str(rated_folder / "labels.csv"), "--images", str(rated_folder), "-o", str(output)]
-    small = [
-        "--crop",
-        "128",
-        "--rated-crops",
-        "3",
-        "--scenes",
-        "2",
-        "--cached",
-        "4",
-        "2",
-        "--workers",
-        "0",
-        "--threads",
-        "1",
-        "--every",
-        "1",
-    ]
-    recipe.main([*common, *small, "--steps", "2", "1", "1"])
+    common += ["--pristine", str(pristine), "--crops", "16", "4", "--rated-crops", "3", "--ladders", "2"]
+    common += ["--workers", "1", "--threads", "1", "--every", "1", "--wide-steps", "1"]
+    recipe.main([*common, "--steps", "2", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in lines if line.startswith("stage")] == [
         ["stage", "1", "step", "1"],
         ["stage", "1", "step", "2"],
         ["stage", "2", "step", "1"],
-        ["stage", "3", "step", "1"],
     ]
     assert "nan" not in "".join(lines)
     score = QualityScorer(str(output)).score(str(rated_folder / "0.png"))[0]
     assert 1 <= score.score <= 5
 
-    started = recipe.main([*common, *small, "--steps", "0", "0", "1", "--start", str(output / "stage2.pt")])
+    started = recipe.main([*common, "--steps", "0", "1", "--start", str(output / "stage1.safetensors")])
+    assert "stage 2 step 1" in capsys.readouterr().out
     assert (started / "model.safetensors").stat().st_size < 12_000_000
 
 

@@ -1,25 +1,19 @@
 """nano's architecture, its starting weights, and the folder it is stored in."""
 
 import json
-import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from .start import PATCH, start_tower
 from .tokenizer import build_tokenizer
 
-PATCH = 16
 MERGE = 2
 MAX_PIXELS = 384 * 384
 MIN_PIXELS = 64 * 64
-# Pixels enter as (x + 1) / 0.5, from 2 to 4: the patch embedding has no bias and the norms after it forget scale, so
-# the constant part must ride on the pixels for contrast to be measured against.
-IMAGE_MEAN = -1.0
+IMAGE_MEAN = 0.5
 IMAGE_STD = 0.5
-TOKEN_SPREAD = 0.3
-"""Spread over pictures of the mean visual token when the language model first sees it."""
 
 
 def build_config(tokenizer) -> Qwen2_5_VLConfig:
@@ -29,7 +23,7 @@ def build_config(tokenizer) -> Qwen2_5_VLConfig:
         return tokenizer.convert_tokens_to_ids(token)
 
     vision = {
-        "depth": 4,
+        "depth": 3,
         "hidden_size": 256,
         "intermediate_size": 768,
         "num_heads": 8,
@@ -39,7 +33,7 @@ def build_config(tokenizer) -> Qwen2_5_VLConfig:
         "temporal_patch_size": 1,
         "window_size": 128,
         "out_hidden_size": 192,
-        "fullatt_block_indexes": [3],
+        "fullatt_block_indexes": [],  # the language model sees the whole picture; the tower need not
         "hidden_act": "silu",
     }
     text = {
@@ -68,58 +62,6 @@ def build_config(tokenizer) -> Qwen2_5_VLConfig:
     )
 
 
-def _dct_basis(size: int) -> Tensor:
-    """Orthonormal 2-D DCT basis (size, size, size, size): vertical and horizontal frequency, then rows and columns."""
-    n = torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi * (n + 0.5)[None] * n[:, None] / size) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return torch.einsum("ui,vj->uvij", basis, basis)
-
-
-def dct_patch_weights(width: int, seed: int = 0) -> Tensor:
-    """Starting weights (width, 3, 1, 16, 16) of the patch embedding: a DCT in place of noise.
-
-    The first block after it then sees band energies at once. Each coefficient is divided by its usual size in
-    photographs (which falls a little faster than 1 / frequency), so that fine detail, which quality lives in, is not
-    drowned by coarse shapes.
-    """
-    basis = _dct_basis(PATCH)
-    u, v = torch.meshgrid(torch.arange(PATCH), torch.arange(PATCH), indexing="ij")
-    order = torch.argsort((u * u + v * v).flatten().double(), stable=True).tolist()
-    radius = (u * u + v * v).double().sqrt().flatten()
-    flat = basis.reshape(PATCH * PATCH, PATCH, PATCH)
-    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
-    chroma = torch.tensor([[0.5, -0.5, 0.0], [-0.25, -0.25, 0.5]], dtype=torch.float64)
-
-    def scale(index: int) -> float:
-        return float(0.75 * radius[index] ** 1.5)
-
-    rows = [flat[0][None] * luma[:, None, None] * 0.25, *(flat[0][None] * c[:, None, None] for c in chroma)]
-    for c in chroma:
-        rows += [flat[i][None] * c[:, None, None] * scale(i) * 3 for i in order[1:15]]
-    left = width - len(rows)
-    kept = left - 24
-    rows += [flat[i][None] * luma[:, None, None] * scale(i) for i in order[1 : kept + 1]]
-    generator = torch.Generator().manual_seed(seed)
-    rest = order[kept + 1 :]
-    for _ in range(24):  # the finest frequencies share the remaining units
-        signs = torch.randint(0, 2, (len(rest),), generator=generator).double() * 2 - 1
-        mixed = sum(s * flat[i] * scale(i) for s, i in zip(signs, rest, strict=True)) / math.sqrt(len(rest))
-        rows.append(mixed[None] * luma[:, None, None])
-    return torch.stack(rows)[:, :, None].float()
-
-
-@torch.no_grad()
-def standardise_tokens(visual: torch.nn.Module, norm: torch.nn.BatchNorm1d) -> None:
-    """Fold the statistics of the pooled tokens into the merger, so that the language model sees what differs."""
-    last = visual.merger.mlp[2]
-    scale = TOKEN_SPREAD / (norm.running_var + norm.eps).sqrt()
-    last.weight *= scale[:, None]
-    last.bias.copy_((last.bias - norm.running_mean) * scale)
-    norm.running_mean.zero_()
-    norm.running_var.fill_(TOKEN_SPREAD**2)
-
-
 def build_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     """nano with starting weights, in float32."""
     torch.manual_seed(seed)
@@ -132,8 +74,8 @@ def build_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
         for block in [*visual.blocks]:
             block.attn.proj.weight.mul_(0.5)
             block.mlp.down_proj.weight.mul_(0.5)
+        start_tower(visual, seed)
         model.model.language_model.embed_tokens.weight.normal_(std=0.05)
-        visual.patch_embed.proj.weight.copy_(dct_patch_weights(visual.config.hidden_size, seed))
     return model
 
 

@@ -1,9 +1,4 @@
-"""Training batches: crops of rated pictures beside ladders of synthetic distortions.
-
-Rated crops carry the mean opinion score of their picture. A ladder is one scene at several strengths of one
-distortion; it carries the strengths (a stronger one must score lower) and an assumed score that falls with the
-strength, as a light anchor.
-"""
+"""Rated pictures, and training batches of prepared crops: rated ones beside ladders of synthetic distortions."""
 
 import csv
 from dataclasses import dataclass
@@ -14,9 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vqr1_metric.distortions import DISTORTIONS, LEVELS, distort_by
-
-from .features import classical_features
+from vqr1_metric.distortions import DISTORTIONS, LEVELS
 
 LOWEST, HIGHEST = 1.0, 5.0
 PRISTINE_SCORE = 4.2
@@ -26,8 +19,6 @@ WORST_SCORE = 1.2
 MILD = {"contrast": 0.55, "colour": 0.45, "darken": 0.6, "overexpose": 0.7, "colour_cast": 0.55, "posterise": 0.75}
 """Share of the fall for distortions that leave the detail in place."""
 
-OFTEN = {"jpeg": 4, "webp": 2, "jpeg2000": 2, "noise": 2}
-"""Distortions drawn more often than the others: the usual ones; block artefacts are the slowest to be learned."""
 
 
 @dataclass
@@ -82,77 +73,59 @@ def assumed_score(start: float, name: str, level: float) -> float:
     return start - MILD.get(name, 1.0) * (start - WORST_SCORE) * level / LEVELS
 
 
-def _random_crop(array: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square; on the 8-pixel JPEG grid in three of four cases, as whole pictures are."""
-    step = 8 if rng.random() < 0.75 else 1
-    top, left = (int(rng.integers(0, (extent - size) // step + 1)) * step for extent in array.shape[:2])
-    crop = array[top : top + size, left : left + size]
-    return crop[:, ::-1] if rng.random() < 0.5 else crop
-
-
 class Batches(torch.utils.data.IterableDataset):
-    """An endless stream of batches; each is a function of (seed, worker, position in the stream).
+    """An endless stream of batches from prepared crops (`prepare.py`), each a function of (seed, place in the stream).
 
-    A batch is a dict: `images` (N, 3, size, size) uint8, rated crops first; `scores` (N,): opinion scores, then
+    A batch is a dict: `images` (N, 3, size, size) uint8, rated crops first; `scores` (N,): expected opinions, then
     anchors; `rated`: how many are rated; `scene` and `level` (N,): ladder number (-1 for rated crops) and strength, 0
-    to 8; `features` (M, 119) of the last M images.
+    to 8; `targets` (N, C): what the statistics head must tell (`lessons` in `__main__.py`).
+
+    Args:
+        folder: of `prepare`.
+        opinions: the scores that the rated crops are trained on, (crops,).
+        targets: targets of all rated crops (crops, C) and of all ladders (ladders, rungs, C).
+        rated_crops, ladders: how many of each in a batch; a ladder has five crops.
     """
 
-    def __init__(self, rated, pristine, size, rated_crops=24, scenes=3, rungs=4, features=16, seed=0):
-        self.rated, self.pristine, self.size = rated, pristine, size
-        self.rated_crops, self.scenes, self.rungs, self.features, self.seed = rated_crops, scenes, rungs, features, seed
-        self.good = np.flatnonzero(rated.scores >= np.quantile(rated.scores, 0.6))
+    def __init__(self, folder, opinions: Tensor, targets: tuple[Tensor, Tensor], rated_crops=20, ladders=4, seed=0):
+        self.folder, self.opinions, self.targets = Path(folder), opinions, targets
+        self.rated_crops, self.ladders, self.seed = rated_crops, ladders, seed
 
-    def _ladder(self, rng: np.random.Generator) -> tuple[list[np.ndarray], list[float], list[float]]:
-        chance = np.array([OFTEN.get(name, 1) for name in DISTORTIONS])
-        name = list(DISTORTIONS)[rng.choice(len(chance), p=chance / chance.sum())]
-        if self.pristine and rng.random() < 0.5:
-            picture, start = self.pristine[rng.integers(len(self.pristine))], PRISTINE_SCORE
-        else:
-            index = int(rng.choice(self.good))
-            picture, start = Image.fromarray(self.rated.pictures[index]), float(self.rated.scores[index])
-        size, short = self.size, min(picture.size)
-        if short < size:
-            picture = picture.resize([max(size, round(side * size / short)) for side in picture.size], Image.BICUBIC)
-            short = min(picture.size)
-        # Larger pictures reach the model reduced, so half of the ladders are distorted first and reduced afterwards.
-        target = int(rng.integers(size, short + 1)) if rng.random() < 0.5 else short
-        levels = np.sort(rng.uniform(1, LEVELS, self.rungs))
-        if rng.random() < 0.6:
-            levels[0] = 0.0
-        seed, crop_seed = (int(value) for value in rng.integers(0, 2**31, 2))
-        crops = []
-        for level in levels:
-            strength = np.interp(level, range(1, LEVELS + 1), DISTORTIONS[name].strengths)
-            rung = picture if level == 0 else distort_by(picture, name, float(strength), seed)
-            if target < short:
-                rung = rung.resize([max(size, round(side * target / short)) for side in rung.size], Image.BICUBIC)
-            crops.append(_random_crop(np.asarray(rung), size, np.random.default_rng(crop_seed)))
-        return crops, levels.tolist(), [assumed_score(start, name, level) for level in levels]
-
-    def batch(self, rng: np.random.Generator) -> dict[str, Tensor | int]:
-        """One batch from a generator."""
-        chosen = rng.choice(len(self.rated.scores), self.rated_crops, replace=len(self.rated.scores) < self.rated_crops)
-        crops = [_random_crop(self.rated.pictures[index], self.size, rng) for index in chosen]
-        scores = self.rated.scores[chosen].tolist()
-        scene, level = [-1] * len(crops), [0.0] * len(crops)
-        for number in range(self.scenes):
-            rungs, levels, anchors = self._ladder(rng)
-            crops, scores, level = crops + rungs, scores + anchors, level + levels
-            scene += [number] * len(rungs)
-        images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
-        return {
-            "images": images,
-            "scores": torch.tensor(scores, dtype=torch.float32),
-            "rated": len(chosen),
-            "scene": torch.tensor(scene),
-            "level": torch.tensor(level, dtype=torch.float32),
-            "features": classical_features(images[-self.features :]) if self.features else torch.zeros(0, 119),
-        }
+    def _load(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     def __iter__(self):
-        worker = torch.utils.data.get_worker_info()
         torch.set_num_threads(1)
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        rng = np.random.default_rng(self.seed)
+        crops, ladders = self._load("rated_crops"), self._load("ladder_crops")
+        level, start, kind = (self._load(f"ladder_{name}") for name in ("level", "start", "distortion"))
+        names = list(DISTORTIONS)
+        rungs = ladders.shape[1]
+        own = _shuffled(len(crops), rng)
+        other = _shuffled(len(ladders), rng)
         while True:
-            yield self.batch(rng)
+            chosen = np.array([next(own) for _ in range(self.rated_crops)])
+            scenes = np.array([next(other) for _ in range(self.ladders)])
+            images = np.concatenate([crops[chosen], ladders[scenes].reshape(-1, *ladders.shape[2:])])
+            flips = np.concatenate([rng.random(len(chosen)) < 0.5, np.repeat(rng.random(len(scenes)) < 0.5, rungs)])
+            images[flips] = images[flips][:, :, ::-1]
+            anchors = [
+                assumed_score(float(start[scene]), names[kind[scene]], float(value))
+                for scene in scenes
+                for value in level[scene]
+            ]
+            scene = np.concatenate([np.full(len(chosen), -1), np.repeat(np.arange(len(scenes)), rungs)])
+            yield {
+                "images": torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+                "scores": torch.cat([self.opinions[chosen], torch.tensor(anchors, dtype=torch.float32)]),
+                "rated": len(chosen),
+                "scene": torch.from_numpy(scene),
+                "level": torch.from_numpy(np.concatenate([np.zeros(len(chosen), np.float32), level[scenes].ravel()])),
+                "targets": torch.cat([self.targets[0][chosen], self.targets[1][scenes].flatten(0, 1)]),
+            }
+
+
+def _shuffled(count: int, rng: np.random.Generator):
+    """Numbers below `count` without end, each once before any comes again."""
+    while True:
+        yield from rng.permutation(count)

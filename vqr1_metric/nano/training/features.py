@@ -1,9 +1,10 @@
 """Classical no-reference quality features in plain torch, batched.
 
-They serve as dense targets beside the opinion scores: a few thousand opinions teach a network from scratch slowly,
-while every crop of every picture, distorted or not, has an exact feature vector. The families are those of BRISQUE
-(moments of mean-subtracted contrast-normalised luminance, Mittal et al. 2012), the variance of the Laplacian,
-gradient statistics, 8x8 block artefacts, and colour statistics (colourfulness after Hasler and Suesstrunk 2003).
+They serve as dense targets beside the opinion scores, and as the inputs of the teacher (`teacher.py`): a few thousand
+opinions teach a network from scratch slowly, while every crop of every picture, distorted or not, has an exact feature
+vector. The families are those of BRISQUE (moments of mean-subtracted contrast-normalised luminance, Mittal et al.
+2012), the variance of the Laplacian, gradient statistics, 8x8 block artefacts, colour statistics (colourfulness after
+Hasler and Suesstrunk 2003), and the sizes of the cosine coefficients of 16x16 patches.
 """
 
 import functools
@@ -12,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LUMA = (0.299, 0.587, 0.114)
+from .start import CHROMA, LUMA, PATCH, dct_basis, usual_size
+from .tower import to_patches
+
+CLASSICAL, STATISTICS = 119, 119 + 3 * 256
+"""Lengths of the vectors of `classical_features` and `statistics`."""
+
 _EPS = 1e-5
 
 
@@ -104,8 +110,45 @@ def _colour(images: Tensor, luma: Tensor) -> list[Tensor]:
 def classical_features(images: Tensor) -> Tensor:
     """Features of pictures `images` (B, 3, H, W), uint8 or float in [0, 1]: a float tensor (B, 119), unstandardised."""
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    luma = (images * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    luma = (images * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
     out = _blockiness(luma) + _colour(images, luma)
     for scale in range(3):
         out += _scale_features(luma if scale == 0 else F.avg_pool2d(luma, 2**scale))
     return torch.stack(out, dim=1)
+
+
+@functools.cache
+def _coefficients(count: int = 256, seed: int = 0) -> Tensor:
+    """Filters (count, 768) of the coefficients: luminance and chroma, coarse to fine; the finest share the last 24."""
+    basis, radius = dct_basis(PATCH)
+    luma, chroma = torch.tensor(LUMA, dtype=torch.float64), torch.tensor(CHROMA, dtype=torch.float64)
+
+    def weigh(plane: Tensor, channels: Tensor) -> Tensor:
+        return (plane[None] * channels[:, None, None]).flatten()
+
+    scale = [usual_size(float(r)) for r in radius]
+    rows = [weigh(basis[0] * 0.25, luma), *(weigh(basis[0], c) for c in chroma)]
+    rows += [weigh(basis[i] * scale[i] * 3, c) for c in chroma for i in range(1, 15)]
+    kept = count - len(rows) - 24
+    rows += [weigh(basis[i] * scale[i], luma) for i in range(1, kept + 1)]
+    generator = torch.Generator().manual_seed(seed)
+    rest = range(kept + 1, PATCH * PATCH)
+    for _ in range(24):
+        signs = torch.randint(0, 2, (len(rest),), generator=generator).double() * 2 - 1
+        mixed = sum(s * basis[i] * scale[i] for s, i in zip(signs, rest, strict=True)) / len(rest) ** 0.5
+        rows.append(weigh(mixed, luma))
+    return torch.stack(rows).float()
+
+
+@torch.no_grad()
+def patch_statistics(images: Tensor) -> Tensor:
+    """Size of each cosine coefficient of 16x16 patches over a picture: log of the mean, mean of the log, log of the
+    mean square. uint8 (B, 3, S, S), S a multiple of 128, to (B, 768). The three differ where detail is uneven."""
+    size = F.linear(to_patches(images, mean=-1.0), _coefficients()).abs()  # mean -1: black is not zero
+    mean, square = size.mean(1).clamp(min=1e-3).log(), size.square().mean(1).clamp(min=1e-5).log()
+    return torch.cat([mean, (size + 0.03).log().mean(1), square], dim=1)
+
+
+def statistics(images: Tensor) -> Tensor:
+    """All of the above of uint8 pictures (B, 3, S, S): (B, 887)."""
+    return torch.cat([classical_features(images), patch_statistics(images)], dim=1)

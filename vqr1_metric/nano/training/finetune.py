@@ -18,7 +18,7 @@ from vqr1_metric.backends.readout import build_answer_trie, read_distribution
 from vqr1_metric.functional.distribution import ScoreDistribution, score_grid
 
 from .objectives import anchor_loss, fidelity_loss, ladder_loss
-from .pretrain import Average, Clock, PooledHead, make_optimizer
+from .pretrain import TOWER_SHARE, Average, Clock, PooledHead, make_optimizer, set_rate
 from .tower import FastTower
 
 TARGET_STD = 0.3
@@ -37,7 +37,7 @@ class Weights:
     outside: float = 0.02
     reply: float = 0.05
     pooled: float = 0.5
-    features: float = 3.0
+    targets: float = 2.0
 
 
 class ReadoutForward(nn.Module):
@@ -161,26 +161,21 @@ def finetune(
 ):  # fmt: skip
     """Train the whole model through the readout, in place; returns the average of a dict of `readout` and `head`.
 
-    Batches of `tokens` in place of `images` (see `TokenBatches`) leave tower and head alone. `report` gets a line every
-    `every` steps, with the spread of the predictions: near zero means a collapse to a constant.
+    `report` gets a line every `every` steps, with the spread of the predictions: near zero means a collapse.
     """
     stage = nn.ModuleDict({"readout": ReadoutForward(model, tokenizer), "head": head}).train()
-    optimizer, average = make_optimizer([stage], rate), Average(stage)
+    optimizer = make_optimizer([(model.model.visual, TOWER_SHARE), (stage, 1.0)])
+    average = Average(stage)
     if clock.steps > 500:
         stage["readout"].compile()
     sums, spread, began = torch.zeros(9), 0.0, time.monotonic()
     for batch in batches:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * clock.factor()
+        set_rate(optimizer, rate * clock.factor())
         rated, scores, scene = batch["rated"], batch["scores"], batch["scene"]
         written = stage["readout"].answers(scores + TARGET_STD * torch.randn(scores.shape))
-        if "tokens" in batch:
-            grid = random_grid(batch["tokens"].shape[1])
-            distribution, reply = stage["readout"].read(batch["tokens"].float(), written, grid)
-        else:
-            grid = random_grid((batch["images"].shape[-1] // 32) ** 2)
-            distribution, tokens, reply = stage["readout"](batch["images"], written, grid)
-            pooled, features = head(tokens)
+        grid = random_grid((batch["images"].shape[-1] // 32) ** 2)
+        distribution, tokens, reply = stage["readout"](batch["images"], written, grid)
+        pooled, told = head(tokens)
         mean = distribution.mean
         terms = {
             "fidelity": fidelity_loss(mean[:rated], distribution.variance[:rated], scores[:rated]),
@@ -189,10 +184,9 @@ def finetune(
             "distribution": distribution_loss(distribution[:rated], scores[:rated]),
             "outside": -(distribution.coverage * distribution.tag_probability).clamp(min=1e-9).log().mean(),
             "reply": reply,
+            "pooled": anchor_loss(pooled, scores, scene),
+            "targets": F.smooth_l1_loss(told, batch["targets"]),
         }
-        if "tokens" not in batch:
-            terms["pooled"] = anchor_loss(pooled, scores, scene)
-            terms["features"] = head.feature_loss(features, batch["features"])
         loss = sum(getattr(weights, name) * term for name, term in terms.items())
         optimizer.zero_grad()
         loss.backward()

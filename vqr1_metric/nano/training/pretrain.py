@@ -1,14 +1,13 @@
 """First stage: the vision tower with a pooled linear head.
 
-Straight through the language model a random start collapses to a constant; a pooled head does not. Beside the opinion
-scores the pooled tokens predict classical features of the very crop, which teach the tower what blur, noise and
-blocks are.
+Straight through the language model a random start collapses to a constant; a pooled head does not. Beside the scores
+the pooled tokens predict the statistics of the very crop, which teach the tower what blur, noise and blocks are.
 """
 
 import copy
 import math
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,34 +16,36 @@ from torch import Tensor, nn
 from .objectives import anchor_loss, fidelity_loss, ladder_loss
 from .tower import FastTower
 
-FEATURES = 119
+TOWER_SHARE = 0.15
+"""Rate of the tower, which starts from a construction, as a share of that of parts which start from noise."""
 CENTRE = 3.5
 """Start of the score head, about the mean of the training scores."""
 
 
 class PooledHead(nn.Module):
-    """Mean over the visual tokens, standardised, then a linear score and a small network for the classical features.
+    """Mean over the visual tokens, standardised, then small networks for the score and for the picture's statistics.
 
     Batch normalisation, because most of a pooled token is common to all pictures: what differs between them is a small
-    part, and without it the features are learned far more slowly.
+    part, and without it the statistics are learned far more slowly.
     """
 
-    def __init__(self, width: int, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, width: int, targets: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(width, momentum=0.05)
-        self.score = nn.Linear(width, 1)
-        self.features = nn.Sequential(nn.Linear(width, 384), nn.GELU(), nn.Linear(384, FEATURES))
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self.score = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 1))
+        self.targets = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, targets))
+
+    @torch.no_grad()
+    def start(self, pooled: Tensor) -> None:
+        """Statistics from pooled tokens of some pictures (N, D); places keep their spreads relative to each other."""
+        self.norm.running_mean.copy_(pooled.mean(0))
+        self.norm.running_var.copy_(pooled.var(0))
+        self.norm.weight.copy_(pooled.std(0) / pooled.var(0).mean().sqrt())
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T, D) to scores (B,) and statistics (B, targets)."""
         pooled = self.norm(tokens.float().mean(1))
-        return CENTRE + self.score(pooled).squeeze(-1), self.features(pooled)
-
-    def feature_loss(self, predicted: Tensor, features: Tensor) -> Tensor:
-        """Smooth L1 in units of the spread over rated pictures, clipped at 4."""
-        target = ((features - self.mean) / self.std).clamp(-4, 4)
-        return F.smooth_l1_loss(predicted[-len(features) :], target) if len(features) else predicted.sum() * 0
+        return CENTRE + self.score(pooled).squeeze(-1), self.targets(pooled)
 
 
 class Average:
@@ -63,14 +64,21 @@ class Average:
             mine.copy_(theirs)
 
 
-def make_optimizer(modules: list[nn.Module], rate: float) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only."""
-    parameters = list({id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.05},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+def make_optimizer(parts: Sequence[tuple[nn.Module, float]]) -> torch.optim.Optimizer:
+    """AdamW over modules, each with its share of the rate; decay on matrices only. Groups carry `share`."""
+    groups, seen = [], set()
+    for module, share in parts:
+        own = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
+        seen.update(map(id, own))
+        groups.append({"params": [p for p in own if p.ndim >= 2], "weight_decay": 0.02, "share": share})
+        groups.append({"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "share": share})
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
 
 
 class Clock:
@@ -100,22 +108,21 @@ def pretrain(model, batches, head: PooledHead, clock: Clock, rate=1e-3, report=p
     """
     stage = nn.ModuleDict({"tower": FastTower(model.model.visual), "head": head})
     forward = torch.compile(stage["tower"]) if clock.steps > 500 else stage["tower"]
-    optimizer, average = make_optimizer([stage], rate), Average(stage)
+    optimizer, average = make_optimizer([(stage["tower"], TOWER_SHARE), (head, 1.0)]), Average(stage)
     sums, began = torch.zeros(5), time.monotonic()
     for batch in batches:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * clock.factor()
+        set_rate(optimizer, rate * clock.factor())
         rated = batch["rated"]
         with torch.autocast("cpu", torch.bfloat16):
             tokens = forward(batch["images"])
-        mean, features = head(tokens)
+        mean, told = head(tokens)
         losses = [
             fidelity_loss(mean[:rated], torch.full_like(mean[:rated], 0.1), batch["scores"][:rated]),
             anchor_loss(mean, batch["scores"], batch["scene"]),
             ladder_loss(mean, batch["scene"], batch["level"]),
-            head.feature_loss(features, batch["features"]),
+            F.smooth_l1_loss(told, batch["targets"]),
         ]
-        loss = losses[0] + 0.5 * losses[1] + 1.0 * losses[2] + 5.0 * losses[3]
+        loss = losses[0] + 1.0 * losses[1] + 1.0 * losses[2] + 3.0 * losses[3]
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(stage.parameters(), 2.0)
@@ -127,7 +134,8 @@ def pretrain(model, batches, head: PooledHead, clock: Clock, rate=1e-3, report=p
             count = (clock.step - 1) % every + 1
             values = " ".join(f"{value:.3f}" for value in (sums / count).tolist())
             speed = (time.monotonic() - began) / count
-            report(f"step {clock.step} {speed:.2f}s spread {mean.std():.2f} fid/anchor/ladder/features/norm {values}")
+            names = "fidelity/anchor/ladder/statistics/norm"
+            report(f"step {clock.step} {speed:.2f}s spread {mean.std():.2f} {names} {values}")
             sums, began = torch.zeros(5), time.monotonic()
             if checkpoint is not None:
                 checkpoint(average.model)
@@ -135,7 +143,3 @@ def pretrain(model, batches, head: PooledHead, clock: Clock, rate=1e-3, report=p
             return average.model
     return average.model
 
-
-def save_stage(stage: nn.Module, path: str | Path) -> None:
-    """Keep a stage's parameters for a later run."""
-    torch.save(stage.state_dict(), path)

@@ -17,11 +17,11 @@ ROPE_BASE = 10000.0
 """Base of the rotary positions in the vision towers of Qwen2-VL and later."""
 
 
-def to_patches(images: Tensor) -> Tensor:
+def to_patches(images: Tensor, mean: float = IMAGE_MEAN) -> Tensor:
     """uint8 pictures (B, 3, S, S), S a multiple of 128, to normalised patches (B, N, 768) in window order."""
     batch, channels, size, _ = images.shape
     windows, units = size // WINDOW, WINDOW // (PATCH * MERGE)
-    x = images.float().mul(1 / (255 * IMAGE_STD)).sub(IMAGE_MEAN / IMAGE_STD)
+    x = images.float().mul(1 / (255 * IMAGE_STD)).sub(mean / IMAGE_STD)
     x = x.view(batch, channels, windows, units, MERGE, PATCH, windows, units, MERGE, PATCH)
     x = x.permute(0, 2, 6, 3, 7, 4, 8, 1, 5, 9)  # window row, column; unit row, column; patch row, column; pixels
     return x.reshape(batch, -1, channels * PATCH * PATCH)
@@ -63,7 +63,6 @@ class FastTower(nn.Module):
         super().__init__()
         self.visual = visual
         self.heads = visual.config.num_heads
-        self.full = set(visual.config.fullatt_block_indexes)
         self._tables: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def _table(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,33 +74,30 @@ class FastTower(nn.Module):
             self._tables[size] = (angles.cos(), angles.sin(), torch.argsort(_grid_order(size)))
         return self._tables[size]
 
-    def _attention(self, block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, full: bool) -> Tensor:
+    def _attention(self, block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, count, width = x.shape
-        if not full:  # every window is a sequence of its own
-            length = (WINDOW // PATCH) ** 2
-            x = x.reshape(-1, length, width)
-            cos, sin = (t.view(1, -1, 1, length, t.shape[-1]) for t in (cos, sin))
-            qkv = block.attn.qkv(x).view(batch, -1, length, 3, self.heads, width // self.heads)
-            q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)
-        else:
-            qkv = block.attn.qkv(x).view(batch, count, 3, self.heads, width // self.heads)
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        length = (WINDOW // PATCH) ** 2  # every window is a sequence of its own
+        cos, sin = (t.view(1, -1, 1, length, t.shape[-1]) for t in (cos, sin))
+        qkv = block.attn.qkv(x).view(batch, -1, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        if full:
-            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        else:
-            out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).transpose(1, 2)
         return block.attn.proj(out.reshape(batch, count, width))
 
-    def forward(self, images: Tensor) -> Tensor:
-        cos, sin, inverse = self._table(images.shape[-1])
+    def patches(self, images: Tensor) -> Tensor:
+        """The stream after the last block, patches in window order: (B, N, hidden_size)."""
+        cos, sin, _ = self._table(images.shape[-1])
         visual = self.visual
         weight = visual.patch_embed.proj.weight
-        x = F.linear(to_patches(images), weight.flatten(1)).float()  # under autocast the sums stay in float32
-        for index, block in enumerate(visual.blocks):
-            x = x + self._attention(block, _rms_norm(x, block.norm1), cos, sin, index in self.full)
+        with torch.autocast("cpu", enabled=False):  # half precision would round away faint noise
+            x = F.linear(to_patches(images), weight.flatten(1))
+        for block in visual.blocks:
+            x = x + self._attention(block, _rms_norm(x, block.norm1), cos, sin)
             h = _rms_norm(x, block.norm2)
             x = x + block.mlp.down_proj(F.silu(block.mlp.gate_proj(h)) * block.mlp.up_proj(h))
-        merger = visual.merger
-        x = _rms_norm(x, merger.ln_q).view(x.shape[0], -1, merger.hidden_size)
-        return merger.mlp(x)[:, inverse]
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        merger = self.visual.merger
+        x = _rms_norm(self.patches(images), merger.ln_q).view(len(images), -1, merger.hidden_size)
+        return merger.mlp(x)[:, self._table(images.shape[-1])[2]]
