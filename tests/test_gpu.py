@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vqr1_metric.backends import vision
 from vqr1_metric.backends.pixels import to_patches
 from vqr1_metric.images import load_image
 from vqr1_metric.scorer import QualityScorer
@@ -52,3 +53,41 @@ def test_unload_and_offload_give_the_memory_back(tiny_qwen2_5_vl):
     scorer.unload()
     assert torch.cuda.memory_allocated() == before
     assert score.distribution.probabilities.device.type == "cpu"
+
+
+@pytest.mark.parametrize("lengths", [[64] * 40, [64, 64, 32, 64, 16, 300], [1024]])
+@pytest.mark.parametrize("dim", [80, 72, 64])
+def test_variable_length_attention_equals_the_groups_of_equal_windows(lengths, dim, monkeypatch):
+    states = torch.randn(3, sum(lengths), 4, dim, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    starts = torch.tensor([0, *lengths], device="cuda").cumsum(0, dtype=torch.int32)
+    found = vision.windowed_attention(*states, starts, dim**-0.5)
+    grad = torch.autograd.grad(found.float().square().sum(), states)[0]
+    assert vision._variable_length(states[0]) is vision._varlen_attn()
+    monkeypatch.setattr(vision, "_variable_length", lambda query: None)
+    expected = vision.windowed_attention(*states, starts, dim**-0.5)
+    expected_grad = torch.autograd.grad(expected.float().square().sum(), states)[0]
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(grad, expected_grad, atol=5e-2, rtol=5e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deterministic_scores_do_not_depend_on_the_others(tiny_qwen2_5_vl, dtype):
+    scorer = QualityScorer(str(tiny_qwen2_5_vl), device="cuda", dtype=dtype, deterministic=True)
+    pictures = list(torch.rand(64, 3, 84, 112, device="cuda"))
+    together = scorer.distributions(pictures).probabilities
+    assert torch.equal(together[9:10], scorer.distributions([pictures[9]]).probabilities)
+
+
+def test_too_little_memory_makes_smaller_batches(tiny_qwen2_5_vl):
+    scorer = QualityScorer(str(tiny_qwen2_5_vl), device="cuda", batch_tokens=1 << 30)
+    pictures = list(torch.rand(64, 3, 448, 448, device="cuda"))
+    expected = [r.score for r in scorer.score(pictures)]
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + (96 << 20)) / total)
+        with pytest.warns(UserWarning, match="do not fit into the free memory"):
+            found = [r.score for r in scorer.score(pictures)]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert found == pytest.approx(expected, abs=0.05)

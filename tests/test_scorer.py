@@ -74,7 +74,19 @@ def test_batches_respect_the_token_budget(tiny_qwen2_5_vl):
     assert 1 < len(batches) < len(images)
 
 
+def test_unequal_pictures_are_not_padded_much(tiny_qwen2_5_vl):
+    """Padding of the language model's rows below 5 %, where one batch for all would be a third padding."""
+    scorer = QualityScorer(str(tiny_qwen2_5_vl), device="cpu", batch_tokens=16_384)
+    images = [torch.zeros(3, side, side, dtype=torch.uint8) for side in (224, 448, 672) for _ in range(6)]
+    lengths = [scorer.backend.sequence_length(scorer.pixel_config.visual_tokens(*x.shape[-2:]), False) for x in images]
+    batches = [[lengths[i] for i in batch] for batch in scorer._batches(images)]
+    rows = sum(len(batch) * max(batch) for batch in batches)
+    assert 1 < len(batches) <= 3
+    assert 1 - sum(lengths) / rows < 0.05 < 0.3 < 1 - sum(lengths) / (len(lengths) * max(lengths))
+
+
 def test_one_forward_pass_per_batch(scorer, monkeypatch):
+    scorer.batch_tokens = 10_000
     scorer.score(pictures((56, 56)))  # loads and calibrates
     calls = []
     model = scorer.backend.model.model
@@ -150,7 +162,7 @@ def test_think_without_any_finished_reasoning_has_no_score(tiny_qwen2_5_vl):
 
 
 def test_sample_parses_replies_and_leaves_out_what_cannot_be_read(tiny_qwen2_5_vl, monkeypatch):
-    scorer = QualityScorer(str(tiny_qwen2_5_vl), "sample", device="cpu", num_samples=4)
+    scorer = QualityScorer(str(tiny_qwen2_5_vl), "sample", device="cpu", num_samples=4, batch_tokens=10_000)
     replies = [["<answer>3.10</answer>", "<answer>3.50</answer>", "<answer>9</answer>", "good"], ["bad"] * 4]
     asked = []
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
 
@@ -192,13 +194,8 @@ def _sixteen_bit(values: np.ndarray) -> np.ndarray:
 
 def _from_file(file: Path | io.BytesIO, name: str) -> Tensor:
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at half of MAX_PIXELS; up to there a picture is fine. So it is where only its metadata is
-            # damaged, which Pillow's UserWarnings are about.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            with Image.open(file, formats=_formats()) as image:
-                return _from_pil(image, name)
+        with _quiet_pillow(), Image.open(file, formats=_formats()) as image:
+            return _from_pil(image, name)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -215,6 +212,36 @@ def _from_file(file: Path | io.BytesIO, name: str) -> Tensor:
     # Pillow's decoders raise almost anything on malformed files, struct.error and IndexError among them.
     except Exception as error:
         raise ImageError(f"{name}: is damaged or truncated ({type(error).__name__}: {error})") from None
+
+
+_quiet_lock = threading.Lock()
+_quiet_threads = 0
+_loud_filters: warnings.catch_warnings | None = None
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Without Pillow's warnings: it warns at half of MAX_PIXELS, up to where a picture is fine, and where only the
+    metadata is damaged.
+
+    Filters belong to the whole process, so of several threads that decode, the first sets them and the last puts back
+    what there was.
+    """
+    global _quiet_threads, _loud_filters
+    with _quiet_lock:
+        _quiet_threads += 1
+        if _quiet_threads == 1:
+            _loud_filters = warnings.catch_warnings()
+            _loud_filters.__enter__()
+            warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_threads -= 1
+            if _quiet_threads == 0:
+                _loud_filters.__exit__(None, None, None)
 
 
 def _formats() -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.functional.parsing import ParsedReply, parse_reply
 from vqr1_metric.images import ImageError, ImageLike, describe, load_image, split_images
 from vqr1_metric.prompts import MODES, PROMPT_VERSION, Mode
+from vqr1_metric.reading import read_pictures
 from vqr1_metric.results import LOW_RELIABILITY, Comparison, ImageScore, RankedImage, rank_results
 
 DEFAULT_MODEL = "TianheWu/VisualQuality-R1-7B"
@@ -26,6 +28,10 @@ DEFAULT_MODEL = "TianheWu/VisualQuality-R1-7B"
 DEFAULT_BATCH_TOKENS = 16_384
 #: A long run holds at most so many decoded pictures and pixels at a time.
 _WINDOW_PICTURES, _WINDOW_PIXELS = 64, 64_000_000
+#: A batch ends where padding would pass this share of it, once it holds this share of its tokens.
+_PADDING, _ENOUGH = 0.05, 0.125
+
+Outcome = TypeVar("Outcome")
 
 
 class QualityScorer:
@@ -42,8 +48,11 @@ class QualityScorer:
         revision, dtype, device, device_map, quantization, attn_implementation: see
             :class:`~vqr1_metric.backends.loading.ModelSpec`.
         min_pixels, max_pixels: pictures outside are rescaled; None keeps the model's own limits.
-        batch_tokens: tokens of one forward pass, padding included; lower it when memory is short. None: 16,384 (ten
-            pictures of one megapixel with a Qwen2.5-VL model), on a CPU 4,096, where larger batches outgrow its caches.
+        batch_tokens: tokens of one forward pass, padding included. None: 16,384 (ten pictures of one megapixel with a
+            Qwen2.5-VL model) or what the free memory of the GPU allows, on a CPU what its caches hold. A batch that
+            does not fit into memory is halved, and later ones are smaller.
+        deterministic: put every picture through the model alone, so that its score does not depend, in its last digits,
+            on which others it is scored with. Slower: a GPU is not filled by one picture.
         num_samples, temperature, top_k, top_p, max_new_tokens, seed: sampling in ``think`` and ``sample``, see
             :class:`~vqr1_metric.backends.base.Sampling`.
         thinking: whether ``sample`` asks the thinking question.
@@ -71,6 +80,7 @@ class QualityScorer:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         batch_tokens: int | None = None,
+        deterministic: bool = False,
         num_samples: int = 6,
         temperature: float = 1.0,
         top_k: int = 50,
@@ -93,10 +103,12 @@ class QualityScorer:
         self.sampling = Sampling(num_samples, temperature, top_k, top_p, max_new_tokens, seed)
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.batch_tokens = batch_tokens
+        self.deterministic = deterministic
         self.thinking = thinking
         self.add_vision_id = mode == "sample" if add_vision_id is None else add_vision_id
         self._given_backend = backend
         self._warned = False
+        self._fitting_tokens: int | None = None  # what a batch that did not fit into memory was cut to
 
     # ---------------------------------------------------------------- scoring
 
@@ -123,13 +135,10 @@ class QualityScorer:
         names: list[str] = []
         window: list[Tensor | ImageError] = []
         held = 0
-        for index, image in enumerate(images):
-            names.append(describe(image, index))
-            try:
-                window.append(load_image(image, names[-1]))
-                held += window[-1][0].numel()
-            except ImageError as error:
-                window.append(error)
+        for name, pixels in read_pictures(images):
+            names.append(name)
+            window.append(pixels)
+            held += 0 if isinstance(pixels, ImageError) else pixels[0].numel()
             if len(window) >= _WINDOW_PICTURES or held >= _WINDOW_PIXELS:
                 yield from self._score_window(names, window)
                 names, window, held = [], [], 0
@@ -141,17 +150,20 @@ class QualityScorer:
         """Score distributions read out in one forward pass per batch (whatever ``mode`` says), leading shape ``(B,)``.
 
         Args:
-            images: as for :meth:`score`; a bad one raises :class:`~vqr1_metric.images.ImageError`.
+            images: as for :meth:`score`; a bad one, or one too large for the memory, raises
+                :class:`~vqr1_metric.images.ImageError`.
             differentiable: keep the autograd graph from the pixels of floating tensors to the distribution. The weights
                 are frozen and get no gradient. Every batch's activations stay in memory until the backward pass.
         """
         pixels = [load_image(image, describe(image, i)) for i, image in enumerate(split_images(images))]
         if not pixels:
             raise ImageError("Expected at least one picture, but got none.")
+        parts: list[tuple[list[int], ScoreDistribution]] = []
         with torch.set_grad_enabled(differentiable):
-            parts = [
-                (batch, self._backend_distributions([pixels[i] for i in batch])) for batch in self._batches(pixels)
-            ]
+            for batch, part in self._run(pixels, lambda batch: self._backend_distributions([pixels[i] for i in batch])):
+                if isinstance(part, ImageError):
+                    raise ImageError(f"image {batch[0]}: {part}")
+                parts.append((batch, part))
         order = torch.tensor([i for batch, _ in parts for i in batch]).argsort()
         tensors = [torch.cat([getattr(part, name) for _, part in parts]) for name in _DISTRIBUTION_FIELDS]
         return ScoreDistribution(*(tensor[order.to(tensor.device)] for tensor in tensors))
@@ -254,10 +266,16 @@ class QualityScorer:
     def _score_window(self, names: list[str], window: list[Tensor | ImageError]) -> list[ImageScore]:
         results = {i: ImageScore.failed(names[i], str(e)) for i, e in enumerate(window) if isinstance(e, ImageError)}
         good = [i for i in range(len(window)) if i not in results]
-        for batch in self._batches([window[i] for i in good]):
+
+        def score(batch: list[int]) -> list[ImageScore]:
             indices = [good[i] for i in batch]
-            scores = self._score_batch([names[i] for i in indices], [window[i] for i in indices])
-            results.update(zip(indices, scores, strict=True))
+            return self._score_batch([names[i] for i in indices], [window[i] for i in indices])
+
+        for batch, scores in self._run([window[i] for i in good], score):
+            if isinstance(scores, ImageError):
+                name = names[good[batch[0]]]
+                scores = [ImageScore.failed(name, f"{name}: {scores}")]
+            results.update(zip((good[i] for i in batch), scores, strict=True))
         ordered = [results[i] for i in range(len(window))]
         self._warn_if_unreliable(ordered)
         return ordered
@@ -268,17 +286,59 @@ class QualityScorer:
             return
         backend, config = self.backend, self.pixel_config
         thinking = self.mode == "think"
-        lengths = [backend.sequence_length(config.visual_tokens(*p.shape[-2:]), thinking) for p in pixels]
-        budget = self.batch_tokens or getattr(backend, "batch_tokens", DEFAULT_BATCH_TOKENS)
+        visual = [config.visual_tokens(*p.shape[-2:]) for p in pixels]
+        lengths = [backend.sequence_length(tokens, thinking) for tokens in visual]
+        most_visual = math.inf if self.batch_tokens else getattr(backend, "batch_visual_tokens", math.inf)
+        wanted = self.batch_tokens or getattr(backend, "batch_tokens", DEFAULT_BATCH_TOKENS)
         copies = 1 if self.mode == "score" else self.sampling.num_samples
         batch: list[int] = []
+        held = 0  # tokens, without padding
         for index in sorted(range(len(pixels)), key=lambda i: (lengths[i], i)):
-            # Sorted by length, so the newcomer is the longest and every row is padded to it.
-            if batch and lengths[index] * (len(batch) + 1) * copies > budget:
+            # Sorted by length, so the newcomer is the longest and every row is padded to it. The budget is read anew
+            # each time, because a batch that did not fit into memory lowers it.
+            budget = 0 if self.deterministic else min(wanted, self._fitting_tokens or wanted)
+            total = lengths[index] * (len(batch) + 1)
+            wasteful = held * copies >= _ENOUGH * budget and total - held - lengths[index] > _PADDING * total
+            crowded = visual[index] * (len(batch) + 1) > most_visual
+            if batch and (total * copies > budget or crowded or wasteful):
                 yield batch
-                batch = []
+                batch, held = [], 0
             batch.append(index)
+            held += lengths[index]
         yield batch
+
+    def _run(
+        self, pixels: Sequence[Tensor], run: Callable[[list[int]], Outcome]
+    ) -> Iterator[tuple[list[int], Outcome | ImageError]]:
+        """Each batch of indices with what ``run`` made of it; an error for a picture too large for the memory."""
+        todo = self._batches(pixels)
+        halves: list[list[int]] = []
+        while batch := halves.pop() if halves else next(todo, None):
+            try:
+                yield batch, run(batch)
+                continue
+            except torch.OutOfMemoryError:
+                pass  # go on outside, where the error no longer holds what the failed pass had allocated
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            height, width = pixels[batch[-1]].shape[-2:]
+            tokens = self.backend.sequence_length(self.pixel_config.visual_tokens(height, width), self.mode == "think")
+            if len(batch) == 1:
+                yield batch, ImageError(
+                    f"{width}x{height} pixels do not fit into the free memory even alone; lower max_pixels, load the "
+                    "weights with fewer bits (dtype, quantization), or free memory"
+                )
+                continue
+            if self._fitting_tokens is None:
+                warnings.warn(
+                    f"{len(batch)} pictures at once do not fit into the free memory: going on with smaller batches. "
+                    "batch_tokens sets their size. This is said once.",
+                    UserWarning,
+                    stacklevel=4,
+                )
+            middle = len(batch) // 2
+            self._fitting_tokens = tokens * middle * (1 if self.mode == "score" else self.sampling.num_samples)
+            halves += [batch[middle:], batch[:middle]]
 
     def _backend_distributions(
         self, pixels: Sequence[Tensor], replies: Sequence[str] | None = None

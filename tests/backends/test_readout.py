@@ -110,6 +110,28 @@ def test_readout_after_a_reasoning_equals_brute_force(backend, pictures):
     torch.testing.assert_close(got.probabilities * got.coverage[:, None], expected, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("attention", "tolerance"), [("sdpa", 1e-9), ("eager", 1e-5)])  # eager: softmax in float32
+def test_replies_about_one_picture_share_its_pass(tiny_model, pictures, attention, tolerance, monkeypatch):
+    spec = ModelSpec(str(tiny_model), dtype="float64", device="cpu", attn_implementation=attention)
+    backend = TransformersBackend(spec)
+    thoughts = ["<think>Sharp, well exposed.</think>", "<think>Noise.</think>\n", "<think>Blurred</think>\n\n"]
+    picture = pictures[1]
+    towers = []
+    forward = backend.model.model.visual.forward
+    monkeypatch.setattr(backend.model.model.visual, "forward", lambda *a, **k: towers.append(1) or forward(*a, **k))
+    with torch.no_grad():
+        apart = backend.distributions([picture.clone() for _ in thoughts], small(backend), replies=thoughts)
+        towers.clear()
+        seen = []
+        inputs = backend._inputs
+        monkeypatch.setattr(backend, "_inputs", lambda x, *a, **k: seen.append(len(x)) or inputs(x, *a, **k))
+        shared = backend.distributions([picture] * 3, small(backend), replies=thoughts)
+    assert towers == [1] and seen == [1]
+    torch.testing.assert_close(shared.probabilities, apart.probabilities, atol=tolerance, rtol=0)
+    torch.testing.assert_close(shared.tag_probability, apart.tag_probability, atol=tolerance, rtol=0)
+    assert float((shared.probabilities[0] - shared.probabilities[1]).abs().max()) > 1e-4
+
+
 def test_readout_equals_the_frequencies_of_sampled_replies(tiny_qwen2_5_vl):
     """Real decoding, the tag forced, the same prefix rule: mean and coverage within sampling error."""
     backend = TransformersBackend(ModelSpec(str(tiny_qwen2_5_vl), dtype="float32", device="cpu"))

@@ -49,7 +49,9 @@ class Sampling:
 class ScoringBackend(Protocol):
     """A model that can state score distributions and write replies.
 
-    Pictures are ``(3, H, W)`` tensors, uint8 or floating in [0, 1], of any sizes and devices, already checked.
+    Pictures are ``(3, H, W)`` tensors, uint8 or floating in [0, 1], of any sizes and devices, already checked. A model
+    may say in ``batch_tokens`` and ``batch_visual_tokens`` how large a batch suits it, and raises
+    ``torch.OutOfMemoryError`` for one that is too large.
     """
 
     #: What was loaded: hub name or folder, and the commit or content hash it had.

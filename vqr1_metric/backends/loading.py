@@ -13,6 +13,7 @@ import torch
 
 from vqr1_metric.backends.base import ModelError
 from vqr1_metric.backends.pixels import PixelConfig
+from vqr1_metric.backends.vision import speed_up
 
 #: Names that stand for a model shipped with the package.
 EMBEDDED = {"nano": Path(__file__).resolve().parent.parent / "nano"}
@@ -153,6 +154,8 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     if adapter is not None:
         model = _merge_adapter(model, spec, adapter)
     _check_attention(model)
+    if base.attn_implementation != "eager":
+        speed_up(model)
     model.requires_grad_(False).eval()
 
     from transformers import AutoTokenizer

@@ -117,15 +117,14 @@ def to_patches(
         ``(patches, (1, rows, columns))``: patches of shape ``(rows * columns, 3 * temporal * patch * patch)``, in the
         order the vision tower expects. Differentiable with respect to floating pixels.
     """
-    values = pixels.to(dtype)
-    if not pixels.is_floating_point():
-        values = values / 255
+    values, white = pixels.to(dtype), 1 if pixels.is_floating_point() else 255
     height, width = config.target_size(*pixels.shape[-2:])
     if (height, width) != tuple(pixels.shape[-2:]):
         values = interpolate(values[None], (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
-        values = values.clamp(0, 1)  # bicubic overshoots at edges; Pillow clips too
-    mean = values.new_tensor(config.mean)[:, None, None]
-    std = values.new_tensor(config.std)[:, None, None]
+        values = values.clamp(0, white)  # bicubic overshoots at edges; Pillow clips too
+    # Scaled here and not before the resize, which may leave far fewer pixels.
+    mean = values.new_tensor(config.mean)[:, None, None] * white
+    std = values.new_tensor(config.std)[:, None, None] * white
     values = (values - mean) / std
 
     rows, columns = height // config.patch_size, width // config.patch_size

@@ -18,11 +18,13 @@ A *spelling* is the blank space around the number: none, a blank, or a line brea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from vqr1_metric.functional.distribution import GRID_SIZE, STEPS_PER_UNIT, ScoreDistribution
@@ -180,6 +182,27 @@ def tree_attention(prompt_mask: Tensor, trie: AnswerTrie) -> Tensor:
     return (mask & visible[:, None, :] | torch.eye(total, dtype=torch.bool, device=mask.device))[:, None]
 
 
+@contextmanager
+def last_rows_only(module: torch.nn.Module, rows: int) -> Iterator[None]:
+    """Let the last layer's MLP work on the rows that are read, the others get 0: no layer comes after it."""
+
+    length: list[int] = []
+
+    def cut(_, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        length.append(inputs[0].shape[1])
+        return (inputs[0][:, -rows:],)
+
+    def fill(_, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return pad(output, (0, 0, length.pop() - rows, 0))
+
+    handles = [module.register_forward_pre_hook(cut), module.register_forward_hook(fill)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def read_distribution(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -> ScoreDistribution:
     """The score distribution from the final hidden states at the rows of the trie.
 
@@ -192,8 +215,7 @@ def read_distribution(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -
     """
     leaf_log_probs, tag_log_prob = _leaf_log_probabilities(hidden, head, trie)
     given_tag = leaf_log_probs - tag_log_prob[:, None]
-    scores = trie.leaf_scores.to(given_tag.device)
-    log_probs = _scatter_logsumexp(given_tag, scores, GRID_SIZE)
+    log_probs = _grouped_logsumexp(given_tag, trie.leaf_scores, GRID_SIZE)
     return ScoreDistribution.from_log_probabilities(log_probs, tag_log_prob.exp())
 
 
@@ -201,7 +223,7 @@ def spelling_shares(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -> 
     """Probability of each spelling given the tag, averaged over the batch; shape ``(spellings,)``."""
     leaf_log_probs, tag_log_prob = _leaf_log_probabilities(hidden, head, trie)
     given_tag = leaf_log_probs - tag_log_prob[:, None]
-    return _scatter_logsumexp(given_tag, trie.leaf_spellings.to(given_tag.device), len(trie.spellings)).exp().mean(0)
+    return _grouped_logsumexp(given_tag, trie.leaf_spellings, len(trie.spellings)).exp().mean(0)
 
 
 def _leaf_log_probabilities(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -> tuple[Tensor, Tensor]:
@@ -264,9 +286,15 @@ def _logits(hidden: Tensor, head: torch.nn.Module, wanted: tuple[Tensor, Tensor]
     return logits[..., inverse.to(weight.device)], torch.logsumexp(torch.stack(parts), dim=0)
 
 
-def _scatter_logsumexp(values: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Log-sum-exp of ``values (B, N)`` over the members of each of ``count`` groups; every group has a member."""
-    index = groups.expand_as(values)
-    top = values.new_full((values.shape[0], count), -torch.inf).scatter_reduce(1, index, values.detach(), "amax")
-    total = torch.zeros_like(top).scatter_add(1, index, (values - top.gather(1, index)).exp())
-    return total.log() + top
+def _grouped_logsumexp(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Log-sum-exp of ``values (B, N)`` over the members of each of ``count`` groups; every group has a member.
+
+    By gathering, not scattering, which on a GPU adds in whatever order its threads come.
+    """
+    order = groups.argsort(stable=True)
+    sizes = groups.bincount(minlength=count)
+    place = torch.arange(len(groups)) - (sizes.cumsum(0) - sizes)[groups[order]]
+    members = torch.full((count, int(sizes.max())), len(groups))  # by default the column added below: nothing
+    members[groups[order], place] = order
+    nothing = values.new_full((values.shape[0], 1), -torch.inf)
+    return torch.cat([values, nothing], dim=1)[:, members.to(values.device)].logsumexp(-1)

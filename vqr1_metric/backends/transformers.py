@@ -7,21 +7,30 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vqr1_metric.backends.base import ModelError, Sampling
 from vqr1_metric.backends.loading import LoadedModel, ModelSpec, cached, load_model
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
+from vqr1_metric.backends.processor import fast_products
 from vqr1_metric.backends.readout import (
     NEGLIGIBLE,
     SPELLINGS,
     AnswerTrie,
     build_answer_trie,
+    last_rows_only,
     read_distribution,
     spelling_shares,
     tree_attention,
 )
+from vqr1_metric.backends.sampling import sample_tokens
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.prompts import messages
+
+#: More tokens at once fill no GPU better.
+_MOST_TOKENS = 16_384
+#: Positions of prompts with pictures of so many different sizes are kept.
+_KEPT_POSITIONS = 256
 
 
 class TransformersBackend:
@@ -37,6 +46,7 @@ class TransformersBackend:
         self.tokenizer = loaded.tokenizer
         self._chat_template = loaded.chat_template
         self._prompts: dict[tuple[bool, bool], tuple[list[int], list[int]]] = {}
+        self._positions: dict[tuple, Tensor] = {}
         self._home = self.device
         # Quantised and spread-out models stay where they are: transformers refuses to move them.
         self._movable = not (spec.quantization or spec.device_map)
@@ -67,8 +77,26 @@ class TransformersBackend:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of one forward pass that suit the device."""
-        return 4_096 if self.device.type == "cpu" else 16_384
+        """Tokens of one forward pass that suit the device and, on CUDA, the memory that is free now."""
+        device = self.device
+        if device.type != "cuda":
+            return 2_048 if device.type == "cpu" else _MOST_TOKENS
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # held, but free to torch
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        return fitting_tokens(free, self.model.config, self.model.dtype.itemsize)
+
+    @property
+    def batch_visual_tokens(self) -> int:
+        """Visual tokens of one forward pass that suit the device.
+
+        On a CPU so many that the vision tower's largest activation takes 4 MiB (with nano one picture of 512x512).
+        Larger ones leave the caches, and their memory goes back to the system and is cleared again in every layer.
+        """
+        if self.device.type != "cpu":
+            return _MOST_TOKENS
+        vision = self.model.config.vision_config
+        row = vision.spatial_merge_size**2 * _tower_widths(vision)[1] * self.model.dtype.itemsize
+        return max(1, (4 << 20) // row)
 
     def offload(self) -> None:
         """Move the weights to the CPU until :meth:`to_own_device`."""
@@ -127,55 +155,75 @@ class TransformersBackend:
         add_vision_id: bool,
     ) -> list[list[str]]:
         """K sampled replies for each picture; reply k depends on the picture, the seed and k alone."""
-        from transformers import GenerationConfig, LogitsProcessorList
-
-        repeated = [image for image in images for _ in range(sampling.num_samples)]
-        inputs = self._inputs(repeated, pixel_config, thinking, None, add_vision_id)
-        sampler = SeededSampler(sampling, len(images), self._never_sampled)
-        # Replace the checkpoint's own generation settings: where ours equal the library's defaults, transformers would
-        # otherwise fill in those of the checkpoint (Qwen: temperature near 0, repetition penalty 1.05).
-        previous, self.model.generation_config = self.model.generation_config, GenerationConfig()
-        try:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                output = self.model.generate(
-                    **inputs,
-                    generation_config=GenerationConfig(
-                        do_sample=False, max_new_tokens=sampling.max_new_tokens,
-                        eos_token_id=self._end_tokens, pad_token_id=self._pad_token,
-                    ),
-                    logits_processor=LogitsProcessorList([sampler]),
-                )  # fmt: skip
-        finally:
-            self.model.generation_config = previous
-        texts = self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), fast_products():
+            inputs = self._inputs(images, pixel_config, thinking, None, add_vision_id)
+            tokens = sample_tokens(
+                self.model, inputs, sampling, self._never_sampled, self._end_tokens, self._pad_token
+            )  # fmt: skip
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [texts[i : i + sampling.num_samples] for i in range(0, len(texts), sampling.num_samples)]
 
     def _tree_hidden(
         self, images: Sequence[Tensor], pixel_config: PixelConfig, trie: AnswerTrie, replies: Sequence[str] | None
     ) -> Tensor:
         """Final hidden states at the last prompt token and at every node, ``(B, 1 + nodes, D)``."""
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), fast_products():
+            if replies is not None and len(images) > 1 and all(image is images[0] for image in images):
+                said = [self.tokenizer.encode(reply, add_special_tokens=False) for reply in replies]
+                if all(said):
+                    return self._after_one_prompt(images[0], pixel_config, trie, said)
             inputs = self._inputs(images, pixel_config, replies is not None, replies, add_vision_id=False)
-            prompt_mask = inputs.pop("attention_mask")
-            positions, _ = self.model.model.get_rope_index(attention_mask=prompt_mask, **_rope_inputs(inputs))
+            prompt_mask, positions = inputs.pop("attention_mask"), inputs.pop("position_ids")
             device, batch = positions.device, len(images)
             node_positions = positions[:, :, -1:] + trie.depths.to(device)
             nodes = trie.tokens.to(device).expand(batch, -1)
-            mask = tree_attention(prompt_mask, trie)
-            if self.model.config.get_text_config()._attn_implementation == "eager":
-                # Eager attention adds its mask to the logits; a boolean one would be added as 0 and 1.
-                dtype = self.model.get_input_embeddings().weight.dtype
-                mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-            output = self.model.model(
-                input_ids=torch.cat([inputs["input_ids"], nodes], dim=1),
-                attention_mask=mask,
-                position_ids=torch.cat([positions, node_positions], dim=2),
-                mm_token_type_ids=torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(nodes)], dim=1),
-                pixel_values=inputs["pixel_values"],
-                image_grid_thw=inputs["image_grid_thw"],
-                use_cache=False,
-            )
+            lengths = {pixel_config.visual_tokens(*image.shape[-2:]) for image in images}
+            same = replies is None and len(lengths) == 1  # no padding: one mask serves all
+            mask = self._as_attention_takes_it(tree_attention(prompt_mask[:1] if same else prompt_mask, trie))
+            mask = mask.expand(batch, -1, -1, -1)
+            with last_rows_only(self.model.model.language_model.layers[-1].mlp, len(trie) + 1):
+                output = self.model.model(
+                    input_ids=torch.cat([inputs["input_ids"], nodes], dim=1),
+                    attention_mask=mask,
+                    position_ids=torch.cat([positions, node_positions], dim=2),
+                    mm_token_type_ids=torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(nodes)], dim=1),
+                    pixel_values=inputs["pixel_values"],
+                    image_grid_thw=inputs["image_grid_thw"],
+                    use_cache=False,
+                )
             return output.last_hidden_state[:, -(len(trie) + 1) :]
+
+    def _after_one_prompt(
+        self, image: Tensor, pixel_config: PixelConfig, trie: AnswerTrie, replies: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """As :meth:`_tree_hidden`, for several replies (tokens) about one picture, which goes through once."""
+        prompt = self._inputs([image], pixel_config, thinking=True, replies=None, add_vision_id=False)
+        memory = self.model.model(**prompt, use_cache=True).past_key_values
+        memory.batch_repeat_interleave(len(replies))
+        device, longest = prompt["input_ids"].device, max(map(len, replies))
+        lengths = torch.tensor([len(reply) for reply in replies])[:, None]
+        steps = torch.arange(longest) - (longest - lengths)  # negative where a shorter reply is padded
+        said = torch.tensor([[self._pad_token] * (longest - len(reply)) + list(reply) for reply in replies])
+        last = prompt["position_ids"][:, :, -1:]
+        positions = last + 1 + torch.cat([steps.clamp(min=0), lengths - 1 + trie.depths], dim=1).to(device)
+        seen = torch.cat([torch.ones(len(replies), prompt["input_ids"].shape[1]), steps >= 0], dim=1).to(device)
+        mask = tree_attention(seen, trie)[:, :, prompt["input_ids"].shape[1] :]
+        with last_rows_only(self.model.model.language_model.layers[-1].mlp, len(trie) + 1):
+            output = self.model.model(
+                input_ids=torch.cat([said, trie.tokens.expand(len(replies), -1)], dim=1).to(device),
+                attention_mask=self._as_attention_takes_it(mask),
+                position_ids=positions,
+                past_key_values=memory,
+                use_cache=True,
+            )
+        return output.last_hidden_state[:, -(len(trie) + 1) :]
+
+    def _as_attention_takes_it(self, mask: Tensor) -> Tensor:
+        """Eager attention adds its mask to the logits; a boolean one would be added as 0 and 1."""
+        if self.model.config.get_text_config()._attn_implementation != "eager":
+            return mask
+        dtype = self.model.get_input_embeddings().weight.dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _inputs(
         self, images: Sequence[Tensor], pixel_config: PixelConfig, thinking: bool, replies: Sequence[str] | None,
@@ -184,24 +232,42 @@ class TransformersBackend:
         """Left-padded model inputs for a batch."""
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         patches, grids = zip(*(to_patches(image.to(self.device), pixel_config, dtype) for image in images), strict=True)
-        before, after = self._prompt(thinking, add_vision_id)
-        rows = []
-        for i, (_, height, width) in enumerate(grids):
-            visual = height * width // pixel_config.merge_size**2
+        rows, positions = [], []
+        for i, grid in enumerate(grids):
+            before, after = self._prompt(thinking, add_vision_id)
             said = self.tokenizer.encode(replies[i], add_special_tokens=False) if replies is not None else []
-            rows.append([*before, *[self._image_token] * visual, *after, *said])
+            visual = [self._image_token] * (grid[1] * grid[2] // pixel_config.merge_size**2)
+            rows.append([*before, *visual, *after, *said])
+            prompt = self._prompt_positions(grid, rows[-1][: len(rows[-1]) - len(said)])
+            positions.append(torch.cat([prompt, prompt[:, -1:] + torch.arange(1, len(said) + 1)], dim=1))
         length = max(map(len, rows))
         ids = torch.tensor([[self._pad_token] * (length - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        visual = torch.tensor([[0] * (length - len(row)) + [int(t == self._image_token) for t in row] for row in rows])
-        return {
-            "input_ids": ids.to(self.device),
-            "attention_mask": mask.to(self.device),
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
             # Without it the model silently numbers the visual tokens as if they were text.
-            "mm_token_type_ids": visual.int().to(self.device),
-            "pixel_values": torch.cat(patches),
-            "image_grid_thw": torch.tensor(grids, device=self.device),
+            "mm_token_type_ids": ((ids == self._image_token) & mask.bool()).int(),
+            "position_ids": torch.stack([pad(p, (length - p.shape[1], 0)) for p in positions], dim=1),
+            "image_grid_thw": torch.tensor(grids),
         }
+        return {name: value.to(self.device) for name, value in inputs.items()} | {"pixel_values": torch.cat(patches)}
+
+    def _prompt_positions(self, grid: tuple[int, int, int], ids: list[int]) -> Tensor:
+        """Positions of a prompt in time, height and width, ``(3, P)``, on the CPU; kept, as sizes come again."""
+        key = (grid, len(ids), ids.index(self._image_token))
+        if key not in self._positions:
+            if len(self._positions) >= _KEPT_POSITIONS:
+                self._positions.clear()
+            tokens = torch.tensor([ids])
+            found, _ = self.model.model.get_rope_index(
+                input_ids=tokens,
+                mm_token_type_ids=(tokens == self._image_token).int(),
+                image_grid_thw=torch.tensor([grid]),
+                attention_mask=torch.ones_like(tokens),
+            )
+            self._positions[key] = found[:, 0]
+        return self._positions[key]
 
     def _prompt(self, thinking: bool, add_vision_id: bool) -> tuple[list[int], list[int]]:
         """Token ids before and after the visual tokens."""
@@ -225,36 +291,23 @@ class TransformersBackend:
         return ids[:at], ids[at + 1 :]
 
 
-class SeededSampler:
-    """A logits processor that turns greedy decoding into sampling with one generator per reply.
+def fitting_tokens(free_bytes: int, config, item_bytes: int) -> int:
+    """Tokens of one forward pass whose activations fit into half of the free memory, at least 1.
 
-    The arg max of logits plus Gumbel noise is a sample of their softmax, so a reply depends on its own generator and
-    not, as with a shared one, on which other pictures are in the batch.
+    The largest moment is a layer's: in the tower each visual token is ``merge**2`` patches; beside the hidden states
+    (about 8 tensors of the layer's width with its queries, keys and values) there are 3 of the inner width.
     """
+    text, vision = config.get_text_config(), config.vision_config
+    width, inner = _tower_widths(vision)
+    of_tower = vision.spatial_merge_size**2 * (8 * width + 3 * inner)
+    of_language_model = 8 * text.hidden_size + 3 * text.intermediate_size
+    return max(1, min(_MOST_TOKENS, int(free_bytes / 2 / (item_bytes * max(of_tower, of_language_model)))))
 
-    def __init__(self, sampling: Sampling, images: int, never_sampled: Sequence[int]) -> None:
-        self.sampling = sampling
-        self.never_sampled = list(never_sampled)
-        self.generators = [
-            torch.Generator().manual_seed(sampling.seed * 1_000_003 + k)
-            for _ in range(images)
-            for k in range(sampling.num_samples)
-        ]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logits = scores.double() / self.sampling.temperature
-        logits[:, self.never_sampled] = -torch.inf
-        if self.sampling.top_k:
-            smallest = logits.topk(min(self.sampling.top_k, logits.shape[1]), dim=1).values[:, -1:]
-            logits = logits.masked_fill(logits < smallest, -torch.inf)
-        if self.sampling.top_p < 1:
-            ordered, index = logits.sort(dim=1, descending=True)
-            mass_before = ordered.softmax(1).cumsum(1) - ordered.softmax(1)
-            outside = (mass_before >= self.sampling.top_p).scatter(1, index, mass_before >= self.sampling.top_p)
-            logits = logits.masked_fill(outside, -torch.inf)
-        uniform = torch.stack([torch.rand(logits.shape[1], generator=g, dtype=torch.float64) for g in self.generators])
-        gumbel = -(-uniform.clamp(min=1e-300).log()).log()
-        return logits + gumbel.to(logits.device)
+def _tower_widths(vision) -> tuple[int, int]:
+    """Width of a vision tower and of its MLPs; Qwen2-VL names them in its own way."""
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    return width, getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
 
 
 def _calibration_picture() -> Tensor:
@@ -262,10 +315,6 @@ def _calibration_picture() -> Tensor:
     ramp = torch.linspace(0, 1, 224)
     waves = torch.sin(torch.outer(ramp * 40, ramp * 30))
     return torch.stack([ramp.expand(224, 224), 0.5 + 0.4 * waves, ramp.expand(224, 224).T])
-
-
-def _rope_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: inputs[name] for name in ("input_ids", "mm_token_type_ids", "image_grid_thw")}
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:

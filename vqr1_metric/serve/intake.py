@@ -114,12 +114,13 @@ def open_picture(picture: Picture, limits: Limits) -> Image.Image:
     """
     name = picture.name
     too_large = f"{name}: expected at most {limits.pixels / 1e6:g} megapixels"
+    Image.init()  # a Pillow may lack some of the formats
     with _decoder_errors(name):
         picture.file.seek(0)
         if not picture.file.read(1):
             raise ImageError(f"{name}: is empty")
         try:
-            image = Image.open(picture.file, formats=FORMATS)
+            image = Image.open(picture.file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
         except UnidentifiedImageError:
             raise ImageError(f"{name}: is no picture in one of the formats {', '.join(FORMATS)}") from None
         except Image.DecompressionBombError:
