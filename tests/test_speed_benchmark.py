@@ -1,0 +1,54 @@
+"""The speed benchmark runs, on the tiny model: every lane, every measure, as CSV."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def scoring(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import scoring
+
+    monkeypatch.setattr(sys, "argv", ["scoring"])
+    return scoring
+
+
+def test_every_lane_is_measured(scoring, tmp_path):
+    out = tmp_path / "scoring.csv"
+    sizes = "--sizes 64 96x64 --kinds tensor pil file --batches 1 3 --pictures 4 --repeats 1"
+    scoring.main(["--model", "tiny", "--device", "cpu", *sizes.split(), "-o", str(out)])
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    lanes = {row["lane"] for row in rows}
+    for label in ("64 tensor", "96x64 tensor", "64 pil", "64 file"):
+        assert {f"one pass, {label}", f"authors, {label}"} <= lanes
+    measures = {(row["lane"], row["measure"]): float(row["value"]) for row in rows}
+    assert measures["machine", "matrix products"] > 1e8 and measures["machine", "memory bandwidth"] > 1e7
+    of_files = {name: value for (lane, name), value in measures.items() if lane == "one pass, 64 file"}
+    stages = ("decoding", "preprocessing", "vision tower", "language model", "readout", "everything else")
+    assert sum(of_files[f"share of {stage}"] for stage in stages) == pytest.approx(1, abs=1e-3)
+    assert all(of_files[f"share of {stage}"] > 0 for stage in stages)
+    for lane in lanes - {"machine"}:
+        assert measures[lane, "speed"] > 0 and measures[lane, "time to first score"] > 0
+        if lane.startswith("one pass"):
+            assert 0 < measures[lane, "floor"] <= 1 / measures[lane, "speed"]
+        else:
+            assert measures[lane, "time against one pass"] > 0 < measures[lane, "processor time against one pass"]
+    assert all(row["commit"] and row["machine"] and row["command"] and row["revision"] for row in rows)
+
+
+def test_growth_and_invariance(scoring):
+    grown = {(lane, measure): value for lane, measure, value, _ in scoring.main(["--model", "tiny", "--growth", "130"])}
+    assert list(grown) == [
+        ("one pass, 64 tensor, 130 pictures in a stream", "seconds so far"),
+        ("one pass, 64 tensor, 130 pictures in a stream", "processor seconds so far"),
+        ("one pass, 64 tensor, 130 pictures in a stream", "most memory so far beyond what was held"),
+    ]
+    rows = scoring.main(["--model", "tiny", "--device", "cpu", "--invariance"])
+    for lane, _, difference, _ in rows:
+        assert difference == 0 if "deterministic" in lane else difference < 0.02
+    assert len(rows) == 8
