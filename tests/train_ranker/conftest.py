@@ -1,5 +1,6 @@
 """Rated pictures, and a tiny model that has learnt the form of the reply: without it no reply earns anything."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,16 @@ def warm_model(settings: dict, tiny_qwen2_5_vl: Path, tmp_path_factory: pytest.T
     torch.set_num_threads(1)  # session fixtures run before the one that sets it
     torch.manual_seed(0)
     return cold_start(config, prepare_data(config)[0], folder / "model")
+
+
+@pytest.fixture
+def trl_trainer():
+    """The module of the trainer on TRL, where TRL can be imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("trl", minversion="1.16", reason="RL with sampled replies needs trl 1.16")
+        try:
+            from vqr1_metric.train_ranker import trainer
+        except ImportError as error:
+            pytest.skip(f"trl cannot be imported here: {error}")
+    return trainer

@@ -140,6 +140,37 @@ def test_bad_lines_are_named(tmp_path: Path, pictures: Path, name: str, lines: l
         read_data([write(tmp_path / name, *lines)], [pictures])
 
 
+def test_bad_lines_of_the_other_layouts_are_named(tmp_path: Path, pictures: Path) -> None:
+    def row(name: str, mos: object) -> str:
+        return json.dumps({"dataset_name": "a", "image": [name], "conversations": [{"from": "gpt", "value": mos}]})
+
+    cases = [
+        ("a.jsonl", [row("p0.png", 3), row("gone.png", 4)], r"a.jsonl, line 2: there is no gone.png"),
+        ("a.jsonl", [row("p0.png", 3), row("p1.png", float("nan"))], r"a.jsonl, line 2"),
+        ("a.jsonl", [row("p0.png", 3), row("p1.png", "fine")], r"a.jsonl, line 2"),
+        ("a.csv", ["a,b,votes_a,votes_b", "p0.png,gone.png,1,2"], r"a.csv, line 2: there is no gone.png"),
+        ("a.csv", ["a,b,votes_a,votes_b", "p0.png,p1.png,nan,2"], r"a.csv, line 2"),
+        ("a.csv", ["image,dmos", "p0.png,inf"], r"a.csv, line 2"),
+    ]
+    for name, lines, message in cases:
+        with pytest.raises(DataError, match=message):
+            read_data([write(tmp_path / name, *lines)], [pictures], lower_is_better=["a"])
+
+
+def test_a_hugging_face_dataset_with_a_score_that_is_none(tmp_path: Path, pictures: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [str(pictures / f"p{i}.png") for i in range(4)], "mos": [1.0, float("nan"), 3.0, 4.0]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"saved, row 1"):
+        check_sets(read_data([tmp_path / "saved"]), 2)
+
+
+def test_votes_that_decide_nothing(tmp_path: Path, pictures: Path) -> None:
+    path = write(tmp_path / "votes.csv", "a,b,votes_a,votes_b", "p0.png,p1.png,2,2", "p2.png,p3.png,1,1")
+    with pytest.raises(DataError, match=r"Expected scores that differ in data set 'votes'.*votes.csv, line 2"):
+        check_sets(read_data([path], [pictures]), 2)
+
+
 def test_bad_sources(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(DataError, match="Expected at least one file of ratings"):
         read_data([])
@@ -231,6 +262,21 @@ def test_everything_is_checked_by_prepare_data(tmp_path: Path, pictures: Path) -
     assert len(training[0]) == len(validation[0]) == 4
     config.images_per_device = config.images_per_comparison = 6
     with pytest.raises(DataError, match="Expected at least 6 pictures in data set 'a'"):
+        prepare_data(config)
+
+
+def test_prepare_data_compares_training_with_validation_files(tmp_path: Path, pictures: Path) -> None:
+    """A copy under another name, and a score that is the same for all, in files given by --validation."""
+    (pictures / "copy.png").write_bytes((pictures / "p2.png").read_bytes())
+    train = write(tmp_path / "a.txt", *[f"p{i}.png {i}" for i in range(4)])
+    more = {"images": [str(pictures)], "output_dir": str(tmp_path / "out"), "images_per_device": 4}
+    names = ["p4.png", "p5.png", "p6.png"]
+    leaked = write(tmp_path / "b.txt", *[f"{name} {i}" for i, name in enumerate([*names, "copy.png"])])
+    config = RankerConfig.preset("nano", data=[str(train)], validation=[str(leaked)], images_per_comparison=4, **more)
+    with pytest.raises(DataError, match=r"b.txt, line 4: .*copy.png is the same picture as .*p2.png"):
+        prepare_data(config)
+    config.validation = [str(write(tmp_path / "c.txt", *[f"{name} 3" for name in [*names, "p7.png"]]))]
+    with pytest.raises(DataError, match="Expected at least 4 validation pictures of different scores in data set 'c'"):
         prepare_data(config)
 
 

@@ -28,6 +28,7 @@ def test_the_inputs_are_those_of_scoring(tiny_model: Path, rated: Path, tmp_path
     backend = TransformersBackend(ModelSpec(str(tiny_model)), loaded)
     pixels = [load_image(pictures[i].read()) for i in (2, 5)]
     expected = backend._inputs(pixels, loaded.pixel_config, True, None, False)
+    expected.pop("position_ids")  # scoring numbers ahead of the pass, training leaves it to the model
     for name, value in expected.items():
         torch.testing.assert_close(padded[name].to(value.dtype), value)
     assert listed["input_ids"][0] == [int(t) for t in expected["input_ids"][0][expected["attention_mask"][0] == 1]]

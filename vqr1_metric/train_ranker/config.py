@@ -76,6 +76,8 @@ class RankerConfig:
         loss, scale_rewards, importance_sampling: TRL's names, for Dr. GRPO (``"dr_grpo"``, ``"none"``), DAPO
             (``"dapo"``), GSPO (``importance_sampling="sequence"``).
         num_iterations: updates for each batch of replies.
+        drop_zero_spread: leave pictures whose replies all earned the same out of the loss and its means (DAPO's
+            filter, without sampling others in their place); only for ``"sampled"``.
         temperature, top_k, top_p, max_new_tokens: sampling. A checkpoint's own generation settings are not used.
         rule, variance, gamma, eps: the ranking reward, see :func:`~vqr1_metric.train_ranker.reward.comparison_reward`.
         format_weight: weight of the format reward.
@@ -87,6 +89,7 @@ class RankerConfig:
         dtype: of the weights; None is float32 (with bfloat16 arithmetic on GPUs), for LoRA on GPUs bfloat16.
         attn_implementation: of transformers; None is ``"sdpa"``.
         gradient_checkpointing: recompute activations in the backward pass.
+        share_pictures: the K replies of a picture share its pass through the vision tower.
         min_pixels, max_pixels: pixel limits of a picture; None keeps the model's own.
         merge: write the LoRA result as a full model (the adapter stays in the checkpoints).
         use_vllm: sample with vLLM on the training GPUs.
@@ -130,6 +133,7 @@ class RankerConfig:
     scale_rewards: str = "group"
     importance_sampling: str = "token"
     num_iterations: int = 1
+    drop_zero_spread: bool = False
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -148,6 +152,7 @@ class RankerConfig:
     dtype: str | None = None
     attn_implementation: str | None = None
     gradient_checkpointing: bool = True
+    share_pictures: bool = True
     min_pixels: int | None = None
     max_pixels: int | None = None
     merge: bool = True
@@ -200,6 +205,8 @@ class RankerConfig:
             )
         if self.objective == "sampled":
             self._check_sampled()
+        elif self.drop_zero_spread:
+            raise ConfigError("Expected drop_zero_spread only with objective='sampled': elsewhere nothing is sampled.")
         elif self.thinking:
             raise ConfigError(
                 f"Expected thinking=False with objective={self.objective!r}: without sampling there is no reasoning to "

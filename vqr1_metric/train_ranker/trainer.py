@@ -18,6 +18,10 @@ from vqr1_metric.train_ranker.policy import load_policy, lora_config
 from vqr1_metric.train_ranker.processor import RankerProcessor
 from vqr1_metric.train_ranker.ratings import RatingSet
 from vqr1_metric.train_ranker.reward import FormatReward, RankingReward
+from vqr1_metric.train_ranker.sharing import share_pictures
+
+#: Advantages of a group are this small where its replies all earned the same.
+_NO_ADVANTAGE = 1e-6
 
 
 class RankerTrainer(RankerBase, GRPOTrainer):
@@ -79,6 +83,11 @@ class RankerTrainer(RankerBase, GRPOTrainer):
             peft_config=lora_config(config) if config.lora_rank else None,
             callbacks=[self.collapse, *callbacks],
         )  # fmt: skip
+        self._kept = 1.0
+        if config.share_pictures:
+            share_pictures(self.loaded.model.model.visual)
+            if self.ref_model is not None:
+                share_pictures(self.accelerator.unwrap_model(self.ref_model).model.visual)
 
     def _get_train_sampler(self, dataset=None):
         return self.comparison_sampler(self.num_generations, self.num_iterations * self.args.steps_per_generation)
@@ -97,6 +106,17 @@ class RankerTrainer(RankerBase, GRPOTrainer):
         height, width = self.processing_class.pixel_config.target_size(*pixels.shape[-2:])
         return Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC)
 
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.ranker.drop_zero_spread:
+            self._kept = drop_zero_spread(output, self.num_generations, self.accelerator.gather)
+        return output
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        # These two divide by the number of replies, dropped or not; the others by the tokens that are left.
+        return loss / self._kept if self.ranker.loss in ("grpo", "dr_grpo") and self._kept else loss
+
     def whole_model(self):
         """The model, unwrapped; under ZeRO-3 with all its weights gathered."""
         from trl.models import unwrap_model_for_generation
@@ -105,6 +125,24 @@ class RankerTrainer(RankerBase, GRPOTrainer):
             self.model_wrapped, self.accelerator,
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )  # fmt: skip
+
+
+def drop_zero_spread(batch: dict[str, Any], num_generations: int, gather=lambda values: values) -> float:
+    """Take replies out of the loss, KL penalty included, whose group all earned the same; in place.
+
+    Args:
+        batch: what TRL makes of a generation batch, the K replies of a picture one after the other.
+        num_generations: K.
+        gather: joins the values of all processes.
+
+    Returns:
+        The share of replies that are left, over all processes.
+    """
+    kept = batch["advantages"].view(-1, num_generations).abs().amax(1) > _NO_ADVANTAGE
+    kept = kept.repeat_interleave(num_generations)
+    batch["completion_mask"] = batch["completion_mask"] * kept[:, None]
+    batch["num_items_in_batch"] = gather(batch["completion_mask"].sum()).sum().clamp(min=1)
+    return float(gather(kept.float()).mean())
 
 
 def grpo_config(config: RankerConfig, validate: bool) -> GRPOConfig:
