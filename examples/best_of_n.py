@@ -34,7 +34,7 @@ def load_pipe(name: str, device: str, offload: bool) -> Any:
     return pipe.to(device)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", nargs="?", default="a lighthouse at dusk")
     parser.add_argument("--pipe", default="tiny", help="name on the Hugging Face Hub, folder, or tiny")
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--offload", action="store_true", help="keep the parts of the pipe on the CPU while not in use")
     parser.add_argument("--out", type=Path, default=Path("best_of_n.png"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     pipe = load_pipe(options.pipe, options.device, options.offload)
     best = BestOfN(pipe, QualityScorer(options.model, device=options.device), batch_size=options.batch_size)

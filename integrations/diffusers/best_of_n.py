@@ -25,7 +25,7 @@ class BestOfN:
         pipe: a diffusers pipeline, a modular one too. It is left as it was found, also after an exception.
         metric: a metric with a ``scorer`` or a :class:`~vqr1_metric.scorer.QualityScorer`. The scorer may live on
             another device than the pipe.
-        update_metric: also ``update`` the metric with every kept picture (scored a second time by the metric itself).
+        update_metric: also ``update`` the metric with every kept picture that has a score (the metric scores it again).
         batch_size: candidates of one call of the pipe; more are made in several calls. A pipeline that was not tested
             for it makes one a call, whatever this says: in a batch, a candidate might not be what its seed gives alone.
         frames: frames scored of a video, evenly spaced; its distribution is their mixture.
@@ -214,8 +214,9 @@ class BestOfN:
             scoring_seconds=run.scoring_seconds,
             total_seconds=time.perf_counter() - run.started,
         )
-        if self.update_metric:
-            self.metric.update([part for image in output.images for part in self.picture_scorer.parts(image)])
+        scored = [image for image, score in zip(output.images, output.scores, strict=True) if not math.isnan(score)]
+        if self.update_metric and scored:  # a blanked picture is black, and would get a score
+            self.metric.update([part for image in scored for part in self.picture_scorer.parts(image)])
         return output
 
     def _strategy(self, strategy: Strategy, preview_at: float | None, arguments: dict[str, Any]) -> str:

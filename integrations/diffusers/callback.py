@@ -15,9 +15,9 @@ from diffusers.callbacks import PipelineCallback
 from PIL import Image
 from torch import Tensor
 
-from vqr1_metric.integrations.diffusers.decoding import decode
-from vqr1_metric.integrations.diffusers.pruning import Pruner, check_pruning
-from vqr1_metric.integrations.diffusers.schedulers import check_previews, clean_prediction
+from vqr1_metric.integrations.diffusers.decoding import check_decoding, decode
+from vqr1_metric.integrations.diffusers.pruning import Pruner, check_generators, check_pruning
+from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, check_previews, clean_prediction
 from vqr1_metric.integrations.diffusers.scoring import PictureScorer
 from vqr1_metric.results import ImageScore
 
@@ -48,7 +48,8 @@ class VisualQualityR1Callback(PipelineCallback):
     and others do not ask a callback for it). It can be one of several in ``MultiPipelineCallbacks``. A run begins with
     empty ``records``. Give exactly one of ``every``, ``at_step`` and ``at_ratio``.
 
-    The callback first runs after step 0 and then begins to listen to the scheduler, so step 0 has no preview.
+    The callback first runs after step 0 and then begins to listen to the scheduler, so step 0 has no preview. What it
+    cannot work with it therefore refuses after step 0; :meth:`check` says so before the run.
 
     Args:
         metric: a metric with a ``scorer``, whose state is not touched, or a scorer; on any device.
@@ -109,6 +110,25 @@ class VisualQualityR1Callback(PipelineCallback):
         """What the pipe must hand over."""
         return ["latents"]
 
+    def check(self, pipe: Any) -> None:
+        """Raise an error for a pipe that this callback cannot work with, and load the scoring model.
+
+        Raises:
+            UnsupportedError: for a pipeline without callbacks, whose latents cannot be decoded in the middle of a run,
+                or whose candidates cannot be dropped, and for a scheduler without a clean prediction.
+        """
+        if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
+            raise UnsupportedError(
+                f"{type(pipe).__name__} has no callback_on_step_end (it may ignore one without a word); use BestOfN, "
+                "and for previews inside a modular pipeline VisualQualityR1Block."
+            )
+        check_previews(pipe.scheduler)
+        if self._decode is None:
+            check_decoding(pipe)
+        if self.keep is not None:
+            check_pruning(pipe)
+        self.picture_scorer.load()
+
     # ---------------------------------------------------------------- the run
 
     def callback_fn(
@@ -140,10 +160,9 @@ class VisualQualityR1Callback(PipelineCallback):
         self.close()
         self.records, self.kept, self.stopped, self._clean = [], list(range(candidates)), False, None
         call = _call_of(pipe)
-        check_previews(pipe.scheduler)
-        self.picture_scorer.load()
+        self.check(pipe)
         if self.keep is not None and self.keep < candidates:
-            check_pruning(pipe, call)
+            check_generators(pipe, call)
             prompts = call.get("batch_size", 1)
             if prompts != 1:
                 raise ValueError(f"Expected one prompt a call where candidates are dropped, but got {prompts}.")
@@ -197,6 +216,8 @@ class VisualQualityR1Callback(PipelineCallback):
         latents = callback_kwargs["latents"]
         if self.stop_below is not None and not best >= self.stop_below:
             self.stopped = True
+            interrupted = getattr(pipe, "_interrupt", False)
+            self._undo.append(lambda: setattr(pipe, "_interrupt", interrupted))
             pipe._interrupt = True
             callback_kwargs["latents"] = clean.to(latents.dtype)
         elif self.keep is not None and self.keep < len(results) and self._pruner is None:

@@ -18,13 +18,25 @@ _PLAIN = {
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
+    "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLModularPipeline",
     "StableDiffusionXLPipeline",
     "WanPipeline",
     "ZImagePipeline",
 }
 _PACKED = {"FluxPipeline", "QwenImagePipeline"}
-DECODED = _PLAIN | _PACKED | {"Flux2KleinPipeline"}
+_FLUX2 = {"Flux2KleinPipeline", "Flux2Pipeline"}
+DECODED = _PLAIN | _PACKED | _FLUX2
+
+
+def check_decoding(pipe: Any) -> None:
+    """Raise where :func:`decode` does not know the pipeline."""
+    name = type(pipe).__name__
+    if name not in DECODED:
+        raise UnsupportedError(
+            f"There is no preview inside a run of {name}; use BestOfN, whose previews the pipe decodes itself, or pass "
+            "decode=, a function of the pipe and latents that gives pictures."
+        )
 
 
 def decode(pipe: Any, latents: Tensor, call: Mapping[str, Any]) -> list:
@@ -35,19 +47,13 @@ def decode(pipe: Any, latents: Tensor, call: Mapping[str, Any]) -> list:
         latents: shape ``(candidates, ...)``, as they leave the scheduler.
         call: local variables of the pipe's running call: ``height``, ``width``, ``latent_ids``.
     """
+    check_decoding(pipe)
     name = type(pipe).__name__
-    if name not in DECODED:
-        raise UnsupportedError(
-            f"There is no preview inside a run of {name}; use BestOfN, whose previews the pipe decodes itself, or pass "
-            "decode=, a function of the pipe and latents that gives pictures."
-        )
     vae, config = pipe.vae, pipe.vae.config
     if name in _PACKED:
         latents = pipe._unpack_latents(latents, call["height"], call["width"], pipe.vae_scale_factor)
-    if name == "Flux2KleinPipeline":
-        factor = pipe.vae_scale_factor * 2
-        rows, columns = int(call["height"]) // factor, int(call["width"]) // factor
-        latents = pipe._unpack_latents_with_ids(latents, call["latent_ids"][: len(latents)], rows, columns)
+    if name in _FLUX2:
+        latents = pipe._unpack_latents_with_ids(latents, call["latent_ids"][: len(latents)])
         variance = vae.bn.running_var + config.batch_norm_eps
         mean, std = (v.view(1, -1, 1, 1).to(latents) for v in (vae.bn.running_mean, variance.sqrt()))
         latents = pipe._unpatchify_latents(latents * std + mean)

@@ -16,6 +16,7 @@ from vqr1_metric.integrations.diffusers.steering import CONDITIONED
 #: Pipelines whose survivors were checked to come out the same when the others leave the batch in the middle of a run.
 PRUNED = {
     "Flux2KleinPipeline",
+    "Flux2Pipeline",
     "FluxPipeline",
     "QwenImagePipeline",
     "SanaPipeline",
@@ -23,6 +24,7 @@ PRUNED = {
     "StableDiffusionControlNetPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionPipeline",
+    "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLPipeline",
     "WanPipeline",
 }
@@ -31,19 +33,23 @@ _STOCHASTIC = {"DDPMScheduler", "EulerAncestralDiscreteScheduler", "FlowMatchLCM
 _SHARED = ("img_ids", "txt_ids")
 
 
-def check_pruning(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Raise where taking rows out of a running batch is not known to leave the others as they were.
-
-    Args:
-        pipe: in a run.
-        call: local variables of its running call.
-    """
+def check_pruning(pipe: Any) -> None:
+    """Raise where taking rows out of a running batch is not known to leave the others as they were."""
     for kind, known in ((type(pipe), PRUNED), (type(pipe.scheduler), KNOWN_SCHEDULERS)):
         if kind.__name__ not in known:
             raise UnsupportedError(
                 f"Taking candidates out of a running batch is not known to be exact with {kind.__name__}; use BestOfN, "
                 f"or one of {', '.join(sorted(known))}."
             )
+
+
+def check_generators(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Raise where the scheduler draws noise for all candidates from one generator.
+
+    Args:
+        pipe: in a run.
+        call: local variables of its running call.
+    """
     passed = call.get("extra_step_kwargs", {})
     if draws_noise(pipe.scheduler, passed) and not isinstance(passed.get("generator"), list):
         raise UnsupportedError(

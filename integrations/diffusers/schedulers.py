@@ -32,7 +32,7 @@ def check_previews(scheduler: Any) -> None:
         raise UnsupportedError(
             f"Expected a scheduler with a known clean prediction, but got {name}; known are "
             f"{', '.join(sorted(KNOWN_SCHEDULERS))}; "
-            "pass preview_at_ratio=None to score final pictures only, or another scheduler."
+            "use one of these, or BestOfN without preview_at_ratio, which scores final pictures only."
         )
 
 

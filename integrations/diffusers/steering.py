@@ -2,9 +2,8 @@
 
 Nothing of a pipeline is copied here. For the length of one call the denoisers and ``scheduler.step`` go through
 :class:`Steering`, which works the same for pipelines with and without callbacks, with ``torch.compile`` and with
-    offloading
-hooks. A skipped step costs nothing: the denoiser answers with what it last said, and the scheduler hands the latents
-on. So the pipe itself encodes, blends and decodes, and a preview is a picture that the pipe made.
+offloading hooks. A skipped step costs nothing: the denoiser answers with what it last said, and the scheduler hands
+the latents on. So the pipe itself encodes, blends and decodes, and a preview is a picture that the pipe made.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ from torch import Tensor
 from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, clean_prediction, row_state, take_rows
 
 #: Components whose calls are counted in denoiser rows.
-DENOISERS = ("unet", "transformer", "transformer_2", "prior")
+DENOISERS = ("unet", "transformer", "transformer_2")
+#: Denoisers that take turns (Wan 2.2: one for the early, one for the late steps), so that either may answer.
+_TURNS = {"transformer": "transformer_2", "transformer_2": "transformer"}
 #: Components that are called at each step with the latents and what conditions them.
 CONDITIONED = (*DENOISERS, "controlnet")
 
@@ -160,8 +161,8 @@ class Steering:
             given = next((a for a in (*args, *kwargs.values()) if isinstance(a, (Tensor, list))), None)
             rows = 0 if given is None else len(given)
             key = (name, rows // len(self.generators))
-            if self._skipping and key in self._answers:
-                return self._answers[key].output
+            if self._skipping and (known := self._answers.get(key) or self._answers.get((_TURNS.get(name), key[1]))):
+                return known.output
             self._check_preview_step()
             output = call(*args, **kwargs)
             if name in DENOISERS:

@@ -11,6 +11,7 @@ from vqr1_metric.integrations.diffusers.steering import DENOISERS
 #: Pipelines whose survivors were checked to come out the same when they carry on from a saved step (docs/diffusers.md).
 CARRIES_ON = {
     "Flux2KleinPipeline",
+    "Flux2Pipeline",
     "FluxImg2ImgPipeline",
     "FluxPipeline",
     "LTXPipeline",
@@ -24,6 +25,7 @@ CARRIES_ON = {
     "StableDiffusionInpaintPipeline",
     "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionPipeline",
+    "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLModularPipeline",
@@ -132,7 +134,10 @@ class PipeInterface:
             pictures, blanked = pipe(output="images", **arguments), None
         else:
             output = pipe(**arguments)
-            pictures = output.frames if hasattr(output, "frames") else output.images
+            pictures = getattr(output, "frames", None)
+            pictures = getattr(output, "images", None) if pictures is None else pictures
+            if pictures is None:
+                raise UnsupportedError(f"Expected pictures or videos, but {self.name} gave {type(output).__name__}.")
             blanked = getattr(output, "nsfw_content_detected", None)
         return list(pictures), list(blanked) if blanked else [False] * count
 

@@ -127,7 +127,8 @@ def test_compare(nodes: dict, judge) -> None:
     assert wins == pytest.approx([pair.win_probability for pair in pairs], abs=1e-5)
     assert len(text.splitlines()) == 3
     (win,), text = nodes["VQR1Compare"].run(judge, a[:1], a[:1])
-    assert win == pytest.approx(0.5) and "a coin toss" in text
+    assert win == pytest.approx(0.5, abs=1e-5)
+    assert "a coin toss" in text
     with pytest.raises(ValueError, match="as many pictures in a as in b, but got 3 and 2"):
         nodes["VQR1Compare"].run(judge, a, b[:2])
 

@@ -15,6 +15,9 @@ import torch
 from empty_torchvision import empty_torchvision
 
 from vqr1_metric import QualityScorer
+from vqr1_metric.evaluation.labels import LabelError
+from vqr1_metric.evaluation.peers import pyiqa_metric
+from vqr1_metric.images import load_image
 
 with empty_torchvision():
     pyiqa = pytest.importorskip(
@@ -75,6 +78,19 @@ def test_loss(options: dict) -> None:
     assert loss(images.detach()).item() == pytest.approx(expected.item(), abs=1e-5)
     each = pyiqa.create_metric("visualquality_r1", as_loss=True, loss_reduction="none", **options)
     assert each(images).shape == (2, 1)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("piqe", -1), ("entropy", 1)])
+def test_evaluation_runs_a_metric_of_pyiqa(name: str, sign: int) -> None:
+    """These have no weights to download; in which direction they go is pyiqa's to know."""
+    picture = Path(__file__).resolve().parents[2] / "examples" / "pictures" / "lake_noisy.jpg"
+    direct = pyiqa.create_metric(name, device="cpu")(load_image(picture)[None] / 255).item()
+    assert pyiqa_metric(name, "cpu")(picture) == {"score": pytest.approx(sign * direct)}
+
+
+def test_evaluation_refuses_a_metric_that_needs_a_reference() -> None:
+    with pytest.raises(LabelError, match="needs no reference, but 'psnr' does"):
+        pyiqa_metric("psnr")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers_matrix import difference
 from stub_scorer import formula_scorer
@@ -14,13 +14,12 @@ from tiny_pipelines import build
 from vqr1_metric.integrations.diffusers import BestOfN, UnsupportedError, VisualQualityR1Callback
 from vqr1_metric.integrations.diffusers.decoding import DECODED
 from vqr1_metric.integrations.diffusers.pruning import PRUNED
-from vqr1_metric.integrations.diffusers.schedulers import clean_prediction
 from vqr1_metric.scorer import QualityScorer
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
-COUNTS = {"wan": "num_videos_per_prompt"}
+COUNTS = dict.fromkeys(("wan", "wan22"), "num_videos_per_prompt")
 # Every family whose batch may be cut, and every scheduler, once.
 PAIRS = [
     ("sd", "DDIMScheduler"),
@@ -35,12 +34,15 @@ PAIRS = [
     ("sdxl", "DPMSolverMultistepScheduler"),
     ("sdxl", "DPMSolverSinglestepScheduler"),
     ("sdxl", "EulerDiscreteScheduler"),
+    ("sdxl_controlnet", "EulerDiscreteScheduler"),
     ("sd3", "FlowMatchHeunDiscreteScheduler"),
     ("flux", "FlowMatchEulerDiscreteScheduler"),
     ("flux2", "FlowMatchEulerDiscreteScheduler"),
+    ("flux2_klein", "FlowMatchEulerDiscreteScheduler"),
     ("sana", "FlowMatchEulerDiscreteScheduler"),
     ("qwen_image", "FlowMatchEulerDiscreteScheduler"),
     ("wan", "UniPCMultistepScheduler"),
+    ("wan22", "UniPCMultistepScheduler"),
 ]
 
 
@@ -95,7 +97,11 @@ def test_steps():
 
 
 @pytest.mark.parametrize(
-    "family", ["sd", "controlnet", "sdxl", "sd3", "flux", "flux2", "sana", "qwen_image", "z_image", "wan"]
+    "family",
+    [
+        *("sd", "controlnet", "sdxl", "sdxl_controlnet", "sd3", "flux", "flux2", "flux2_klein", "sana", "qwen_image"),
+        *("z_image", "wan", "wan22"),
+    ],
 )
 def test_previews_are_what_the_pipe_itself_decodes(family):
     tiny = build(family)
@@ -111,7 +117,7 @@ def test_previews_are_what_the_pipe_itself_decodes(family):
     for record, candidate in zip(callback.records, reference.records, strict=True):
         pairs = (
             zip(record.preview, candidate.preview, strict=True)
-            if family == "wan"
+            if family in COUNTS
             else [(record.preview, candidate.preview)]
         )
         assert max(difference(a, b) for a, b in pairs) <= 1
@@ -156,6 +162,8 @@ def test_stopping_returns_the_previews(sd):
     sd.pipe.unet.register_forward_pre_hook(lambda module, args: steps.append(1))
     pictures = call(sd, 2, callback)
     assert callback.stopped
+    assert sd.pipe._interrupt is False
+    assert not patched(sd.pipe)
     assert len(steps) == 3
     for record, picture in zip(callback.records, pictures, strict=True):
         assert difference(record.preview, (picture * 255).round()) <= 1
@@ -178,6 +186,56 @@ def test_logs(sd):
     expected = {"vqr1/best": max(scores), "vqr1/mean": sum(scores) / 2, "vqr1/candidates": 2}
     assert seen == wandb == [expected | {"step": 2}]
     assert scalars == [(name, value, 2) for name, value in expected.items()]
+
+
+def test_a_tensorboard_log(sd, tmp_path):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with tensorboard.SummaryWriter(tmp_path) as writer:
+        callback = VisualQualityR1Callback(formula_scorer(), every=2, log=writer)
+        call(sd, 2, callback)
+    log = events.EventAccumulator(str(tmp_path)).Reload()
+    best = [max(r.score for r in callback.records if r.step == step) for step in (1, 3, 5)]
+    assert [(e.step, e.value) for e in log.Scalars("vqr1/best")] == [
+        (step, pytest.approx(score)) for step, score in zip((1, 3, 5), best, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("compiled", marks=pytest.mark.slow), "model offload", "group offload", "bfloat16"]
+)
+def test_dropping_candidates_of_other_kinds_of_pipes(sd, kind):
+    if kind == "compiled":
+        sd.pipe.unet.compile(backend="eager")
+    elif kind == "model offload":
+        sd.pipe.enable_model_cpu_offload(device="cpu")
+    elif kind == "group offload":
+        cpu = torch.device("cpu")
+        sd.pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    else:
+        sd.pipe.to(torch.bfloat16)
+    compiled = vars(sd.pipe.unet).get("_compiled_call_impl")
+    everyone = call(sd, 4)
+    callback = VisualQualityR1Callback(formula_scorer(), at_step=2, keep=2)
+    pictures = call(sd, 4, callback)
+    assert len(callback.kept) == 2
+    # In half precision the number of rows changes the rounding.
+    assert difference(pictures, everyone[callback.kept]) <= (0.02 if kind == "bfloat16" else 1e-5)
+    assert vars(sd.pipe.unet).get("_compiled_call_impl") is compiled
+    assert difference(call(sd, 4), everyone) == 0
+
+
+def test_previews_of_a_decoder_that_overflows_in_half_precision():
+    tiny = build("sdxl")
+    tiny.pipe.to(torch.float16)
+    tiny.pipe.vae.register_to_config(force_upcast=True)
+    used = []
+    tiny.pipe.vae.decoder.register_forward_pre_hook(lambda module, args: used.append(args[0].dtype))
+    callback = VisualQualityR1Callback(formula_scorer(), at_step=2)
+    call(tiny, 2, callback)
+    assert used[:2] == [torch.float32] * 2
+    assert tiny.pipe.vae.dtype == torch.float16
+    assert len(callback.records) == 2
 
 
 def test_among_other_callbacks(sd):
@@ -253,6 +311,30 @@ def test_bad_arguments(sd):
     assert not patched(sd.pipe)
 
 
+def test_a_check_before_the_run(sd):
+    scorer = formula_scorer()
+    for family, scheduler, match, options in [
+        ("pixart", None, "PixArtSigmaPipeline has no callback_on_step_end", {}),
+        ("sdxl_modular", None, "VisualQualityR1Block", {}),
+        ("sd", "KDPM2DiscreteScheduler", "but got KDPM2DiscreteScheduler", {}),
+        ("ltx", None, "no preview inside a run of LTXPipeline", {}),
+        ("z_image", None, "not known to be exact with ZImagePipeline", {"keep": 1}),
+    ]:
+        with pytest.raises(UnsupportedError, match=match):
+            VisualQualityR1Callback(scorer, every=2, **options).check(build(family, scheduler).pipe)
+    with pytest.raises(ValueError, match="no-such-folder"):
+        VisualQualityR1Callback(QualityScorer("./no-such-folder", device="cpu"), every=2).check(sd.pipe)
+    VisualQualityR1Callback(scorer, every=2, keep=1).check(sd.pipe)
+    VisualQualityR1Callback(scorer, every=2, decode=lambda pipe, latents: []).check(build("ltx").pipe)
+    # The same errors end a run after its first step.
+    steps = []
+    tiny = build("sd", "KDPM2DiscreteScheduler")
+    tiny.pipe.unet.register_forward_pre_hook(lambda module, args: steps.append(1))
+    with pytest.raises(UnsupportedError, match="clean prediction"):
+        call(tiny, 1, VisualQualityR1Callback(scorer, at_step=3))
+    assert len(steps) == 1
+
+
 def test_missing_latents():
     tiny = build("flux")
     callback = VisualQualityR1Callback(formula_scorer(), at_step=2)
@@ -296,64 +378,3 @@ def test_pipelines_without_a_known_decoder(sd):
     known = VisualQualityR1Callback(formula_scorer(), at_step=2)
     call(sd, 2, known)
     assert [r.score for r in own.records] == pytest.approx([r.score for r in known.records], abs=0.02)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "EulerDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "LMSDiscreteScheduler",
-        "HeunDiscreteScheduler",
-    ],
-)
-def test_clean_predictions_are_those_of_the_schedulers(name, prediction_type):
-    import diffusers
-
-    if (name, prediction_type) == ("EulerAncestralDiscreteScheduler", "sample"):
-        pytest.skip("the scheduler has no such prediction")
-    scheduler = getattr(diffusers, name)(prediction_type=prediction_type)
-    scheduler.set_timesteps(6)
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, 4, 8, 8, generator=generator) * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        scheduler.scale_model_input(sample, timestep)
-        output = torch.randn(2, 4, 8, 8, generator=generator)
-        clean = clean_prediction(scheduler, output, timestep, sample)
-        result = scheduler.step(output, timestep, sample)
-        assert torch.allclose(clean, result.pred_original_sample, atol=1e-4, rtol=1e-4)
-        sample = result.prev_sample
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
-def test_clean_predictions_of_the_solvers(name, prediction_type):
-    import diffusers
-
-    scheduler = getattr(diffusers, name)(prediction_type=prediction_type)
-    scheduler.set_timesteps(6)
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, 4, 8, 8, generator=generator)
-    for timestep in scheduler.timesteps:
-        output = torch.randn(2, 4, 8, 8, generator=generator)
-        clean = clean_prediction(scheduler, output, timestep, sample)
-        theirs = scheduler.convert_model_output(output, sample=sample)
-        if name != "DEISMultistepScheduler":  # which converts to noise
-            assert torch.allclose(clean, theirs, atol=1e-4, rtol=1e-4)
-        else:
-            alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index])
-            assert torch.allclose(alpha * clean + sigma * theirs, sample, atol=1e-4)
-        sample = scheduler.step(output, timestep, sample).prev_sample
-
-
-def test_clean_prediction_of_an_exact_denoiser_is_the_clean_picture():
-    generator = torch.Generator().manual_seed(0)
-    clean, noise = torch.randn(2, 2, 4, 8, 8, generator=generator)
-    scheduler = DDIMScheduler(clip_sample=False)
-    scheduler.set_timesteps(5)
-    for timestep in scheduler.timesteps:
-        sample = scheduler.add_noise(clean, noise, timestep[None])
-        assert torch.allclose(clean_prediction(scheduler, noise, timestep, sample), clean, atol=1e-3)

@@ -16,7 +16,7 @@ from vqr1_metric.integrations.diffusers.support import TAKES_NOISE
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
-SEARCHED = ["sd", "controlnet", "sdxl", "sd3", "flux", "pixart", "sana", "qwen_image", "z_image", "ltx", "wan"]
+SEARCHED = ["sd", "controlnet", "sdxl", "sd3", "flux", "pixart", "sana", "qwen_image", "z_image", "ltx", "wan", "wan22"]
 
 
 @pytest.fixture

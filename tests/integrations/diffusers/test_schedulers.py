@@ -1,0 +1,67 @@
+"""The clean predictions of each scheduler against its own."""
+
+import diffusers
+import pytest
+import torch
+
+from vqr1_metric.integrations.diffusers.schedulers import clean_prediction
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "HeunDiscreteScheduler",
+    ],
+)
+def test_clean_predictions_are_those_of_the_schedulers(name, prediction_type):
+    if (name, prediction_type) == ("EulerAncestralDiscreteScheduler", "sample"):
+        pytest.skip("the scheduler has no such prediction")
+    scheduler = getattr(diffusers, name)(prediction_type=prediction_type)
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 4, 8, 8, generator=generator) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        scheduler.scale_model_input(sample, timestep)
+        output = torch.randn(2, 4, 8, 8, generator=generator)
+        clean = clean_prediction(scheduler, output, timestep, sample)
+        result = scheduler.step(output, timestep, sample)
+        assert torch.allclose(clean, result.pred_original_sample, atol=1e-4, rtol=1e-4)
+        sample = result.prev_sample
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
+def test_clean_predictions_of_the_solvers(name, prediction_type):
+    scheduler = getattr(diffusers, name)(prediction_type=prediction_type)
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 4, 8, 8, generator=generator)
+    for timestep in scheduler.timesteps:
+        output = torch.randn(2, 4, 8, 8, generator=generator)
+        clean = clean_prediction(scheduler, output, timestep, sample)
+        theirs = scheduler.convert_model_output(output, sample=sample)
+        if name != "DEISMultistepScheduler":  # which converts to noise
+            assert torch.allclose(clean, theirs, atol=1e-4, rtol=1e-4)
+        else:
+            alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index])
+            assert torch.allclose(alpha * clean + sigma * theirs, sample, atol=1e-4)
+        sample = scheduler.step(output, timestep, sample).prev_sample
+
+
+def test_clean_prediction_of_an_exact_denoiser_is_the_clean_picture():
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 2, 4, 8, 8, generator=generator)
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(5)
+    for timestep in scheduler.timesteps:
+        sample = scheduler.add_noise(clean, noise, timestep[None])
+        assert torch.allclose(clean_prediction(scheduler, noise, timestep, sample), clean, atol=1e-3)

@@ -1,0 +1,32 @@
+"""Small random pipelines of every family, built from configurations alone: no download, milliseconds a step.
+
+``build(family)`` gives a pipe and the arguments that it is called with. Text encoders and tokenizers are real but tiny
+where a pipeline repeats its text for several pictures only if it encodes it itself; elsewhere ready embeddings are
+passed.
+"""
+
+import inspect
+from typing import Any
+
+import diffusers
+import torch
+
+from tiny_pipelines import transformers, unets  # noqa: F401 (they fill FAMILIES)
+from tiny_pipelines.parts import FAMILIES, TinyPipe
+
+__all__ = ["FAMILIES", "TinyPipe", "build"]
+
+
+def build(family: str, scheduler: str | None = None, **scheduler_options: Any) -> TinyPipe:
+    """A pipe of one of ``FAMILIES`` with seeded weights, on a scheduler of its own or the named one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tiny = FAMILIES[family]()
+    if scheduler is not None:
+        kind = getattr(diffusers, scheduler)
+        # As in the released pipelines: latents are not in [-1, 1].
+        if "clip_sample" in inspect.signature(kind).parameters:
+            scheduler_options.setdefault("clip_sample", False)
+        tiny.pipe.scheduler = kind.from_config(tiny.pipe.scheduler.config, **scheduler_options)
+    tiny.pipe.set_progress_bar_config(disable=True)
+    return tiny
