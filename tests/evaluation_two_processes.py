@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from evaluation_scorer import LinearBackend
+from stub_scorer import LinearBackend
 
 from vqr1_metric.evaluation import scoring
 from vqr1_metric.evaluation.labels import Item, find_pictures

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_scorer import LinearBackend, save_picture
+from evaluation_files import save_picture
+from stub_scorer import LinearBackend
 
 from vqr1_metric.scorer import QualityScorer
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from evaluation_scorer import save_picture, write_xlsx
+from evaluation_files import save_picture, write_xlsx
 
 from vqr1_metric.evaluation.datasets import DATASETS, find_folder, get_dataset, suite
 from vqr1_metric.evaluation.labels import LabelError, LabelSet
@@ -71,15 +71,19 @@ def test_kadid(tmp_path: Path) -> None:
 
 
 def test_agiqa(tmp_path: Path) -> None:
-    save_picture(tmp_path / "AGIQA-3K" / "AttnGAN_normal_000.jpg", 0.5)
-    save_picture(tmp_path / "AGIQA-3K" / "sd1.5_low_001.jpg", 0.5)
+    names = ["AttnGAN_normal_000.jpg", "sd1.5_low_001.jpg", "xl2.2_normal_275.jpg"]
+    for name in names:
+        save_picture(tmp_path / "AGIQA-3K" / name, 0.5)
+    # Prompts hold commas, each another number of them.
     (tmp_path / "AGIQA-3K" / "data.csv").write_text(
         "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align\n"
         'AttnGAN_normal_000.jpg,"a man, old",,,,0.9656,0.2233,0.4089,0.6156\nsd1.5_low_001.jpg,x,,,,2.5,0.1,1,1\n'
+        'xl2.2_normal_275.jpg,"a dog, cold color, HDR, anime style",cold color,HDR,anime style,3.61,0.53,3.39,0.39\n'
     )
     assert summary(load("agiqa3k", tmp_path)) == [
         ("AttnGAN_normal_000.jpg", 0.9656, 0.2233, None, "AttnGAN", None),
         ("sd1.5_low_001.jpg", 2.5, 0.1, None, "sd1.5", None),
+        ("xl2.2_normal_275.jpg", 3.61, 0.53, None, "xl2.2", None),
     ]
 
 

@@ -8,7 +8,9 @@ import types
 from pathlib import Path
 
 import pytest
-from evaluation_scorer import LinearBackend, save_picture
+import torch
+from evaluation_files import run_processes, save_picture
+from stub_scorer import LinearBackend
 
 from vqr1_metric.cli import main
 from vqr1_metric.scorer import QualityScorer
@@ -87,6 +89,20 @@ def test_bad_labels_do_not_stop_the_run(labelled: Path, backend) -> None:
     assert "Left out or noted: 1 label rows without a picture" in (labelled / "out" / "table.md").read_text()
 
 
+def test_no_cell_is_a_formula(labelled: Path, backend) -> None:
+    save_picture(labelled / "pictures" / "=1+1.png", 0.5)
+    with (labelled / "labels.csv").open("a") as file:
+        file.write("=1+1.png,3,0.4,=s,@m\n")
+    names = [line.split(",")[0] for line in (labelled / "labels.csv").read_text().splitlines()[1:]]
+    (labelled / "o.csv").write_text("image,score\n" + "".join(f"{name},{i}\n" for i, name in enumerate(names)))
+    evaluate(labelled, "--against", f"+other={labelled / 'o.csv'}", "--no-baselines")
+    with (labelled / "out" / "labels.scores.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0][-1] == "'+other" and rows[-1][0] == "'=1+1.png" and rows[-1][3:5] == ["'=s", "'@m"]
+    with (labelled / "out" / "table.csv").open() as file:
+        assert [row[2] for row in csv.reader(file)] == ["scorer", "linear", "'+other"]
+
+
 def test_constant_predictions_and_few_rows_give_a_reason(labelled: Path, backend) -> None:
     names = [line.split(",")[0] for line in (labelled / "labels.csv").read_text().splitlines()[1:]]
     (labelled / "same.csv").write_text("image,score\n" + "".join(f"{name},3\n" for name in names))
@@ -122,14 +138,31 @@ def test_dmos_turns_the_labels_round(labelled: Path, backend) -> None:
         (["--suite", "paper", "-o", "out"], "where are the data sets"),
         (["--suite", "none", "--root", ".", "-o", "out"], "Expected a suite"),
         (["--dataset", "none", "--root", ".", "-o", "out"], "Expected a data set"),
-        (["--labels", "l.csv", "-o", "out", "--level", "2"], "expected --level between 0 and 1"),
+        (["--labels", "ok.csv", "-o", "out", "--scores", "s.csv", "--model", "nano"], "takes the model's place"),
+        (["--labels", "ok.csv", "-o", "out", "--against", "none.csv"], "Expected a file, but 'none.csv' is none"),
+        (["--labels", "ok.csv", "-o", "out", "--against", "s.csv", "--against", "x/s.csv"], "are called 's'"),
+        (["--labels", "ok.csv", "-o", "out", "--against", "linear=s.csv"], "the model is called 'linear' too"),
+        (["--labels", "ok.csv", "-o", "out", "--against", "s.csv", "--lower-better", "S"], "called that; there is s"),
+        (["--ladder", ".", "-o", "out", "--against", "s.csv"], "leave out --against and --pyiqa"),
     ],
 )
-def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys, tmp_path: Path, monkeypatch) -> None:
+def test_wrong_usage_is_one_line(
+    arguments: list[str], message: str, capsys, tmp_path: Path, monkeypatch, backend: LinearBackend
+) -> None:
     monkeypatch.chdir(tmp_path)
+    save_picture(tmp_path / "a.png", 0.5)
+    Path("ok.csv").write_text("image,mos\na.png,1\n")
+    Path("s.csv").write_text("image,score\na.png,1\n")
     assert main(["evaluate", *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert backend.pictures == 0  # found before anything was scored
+
+
+def test_level_is_a_probability(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "--labels", "l.csv", "-o", "out", "--level", "2"])
+    assert "expected a number between 0 and 1, but got 2" in capsys.readouterr().err
 
 
 def test_list_says_where_to_get_each_set(capsys) -> None:
@@ -175,24 +208,57 @@ def test_suite_takes_what_is_there(tmp_path: Path, backend, capsys) -> None:
 
 
 def test_metrics_of_pyiqa_by_name(labelled: Path, backend, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """What is done with pyiqa's answers; tests/integrations/test_pyiqa.py runs the real one where it is installed."""
+
     class Metric:
         lower_better = True
 
-        def __call__(self, picture) -> float:
-            return -picture.getpixel((0, 0))[0]
+        def __call__(self, picture: torch.Tensor) -> torch.Tensor:
+            assert picture.shape == (1, 3, 32, 40) and picture.max() <= 1
+            if picture[0, 0].mean() > 0.9:
+                raise ValueError("too red")
+            return -picture[:, :1].mean(dim=(2, 3))
+
+    def create_metric(name: str, **options) -> Metric:
+        if name == "offline":
+            raise OSError("no network")
+        return Metric()
 
     module = types.ModuleType("pyiqa")
-    module.list_models = lambda: ["niqe"]
-    module.create_metric = lambda name, **options: Metric()
+    module.list_models = lambda metric_mode=None: ["niqe", "offline"] + ["psnr"] * (metric_mode is None)
+    module.create_metric = create_metric
     monkeypatch.setitem(sys.modules, "pyiqa", module)
-    found = scorers(evaluate(labelled, "--pyiqa", "niqe", "--no-baselines"))["niqe"]
-    assert found["kind"] == "pyiqa" and found["values"]["srcc"] > 0.9
+    results = evaluate(labelled, "--pyiqa", "niqe", "--no-baselines")
+    found = scorers(results)["niqe"]
+    assert found["kind"] == "pyiqa" and found["values"]["srcc"] > 0.9 and found["left_out"] == 1
+    assert results["sets"][0]["dataset"]["problems"][-1]["detail"] == "niqe: ValueError: too red"
     arguments = ["evaluate", "--labels", str(labelled / "labels.csv"), "--images", str(labelled / "pictures")]
-    assert main([*arguments, "-o", str(labelled / "o"), "--pyiqa", "none"]) == 1
-    assert "Expected a metric that pyiqa knows" in capsys.readouterr().err
+    faults = {
+        "none": "Expected a metric that pyiqa knows", "psnr": "needs no reference, but 'psnr' does",
+        "offline": "Expected pyiqa to make its metric offline, but it cannot (OSError: no network)",
+    }  # fmt: skip
+    scored = backend.pictures
+    for name, message in faults.items():
+        assert main([*arguments, "-o", str(labelled / "o"), "--pyiqa", name]) == 1
+        assert message in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     assert main([*arguments, "-o", str(labelled / "o"), "--pyiqa", "niqe"]) == 1
-    assert "pip install pyiqa" in capsys.readouterr().err
+    assert "pip install pyiqa" in capsys.readouterr().err and backend.pictures == scored
+
+
+def test_two_processes_write_the_bytes_of_one(tmp_path: Path, tiny_qwen2_5_vl: Path) -> None:
+    """The whole command on a real model, as torchrun starts it and alone; 40 pictures are two chunks."""
+    for i in range(40):
+        save_picture(tmp_path / "pictures" / f"{i}.png", (i + 1) / 42, (40 + i % 3, 32))
+    lines = [f"{i}.png,{(i * 7) % 40}\n" for i in range(40)]
+    (tmp_path / "labels.csv").write_text("image,mos\n" + "".join(lines))
+    command = [sys.executable, "-m", "vqr1_metric.cli", "evaluate", "--labels", "../labels.csv", "-o", "out"]
+    command += ["--images", "../pictures", "--model", str(tiny_qwen2_5_vl), "--max-pixels", "3136"]
+    run_processes([*command, "--resamples", "50", "--silent"], [tmp_path / name for name in ("one", "two", "two")])
+    written = [{p.name: p.read_bytes() for p in (tmp_path / name / "out").glob("*.*")} for name in ("one", "two")]
+    assert written[0] == written[1] and {"results.json", "table.csv", "index.html"} <= set(written[0])
+    shares = sorted((tmp_path / "two" / "out" / "cache").glob("*/scores-*.jsonl"))
+    assert [len(share.read_bytes().splitlines()) for share in shares] == [32, 8]
 
 
 def test_example_measures_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -1,14 +1,18 @@
 """Pages: what they hold, that nothing leaks out of its place, and how they behave in a real browser."""
 
+import base64
+import io
 import json
 import re
-import shutil
-import subprocess
+from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from evaluation_scorer import save_picture
+from browser import chromium, needs_chromium
+from evaluation_files import save_picture
+from PIL import Image
 
 from vqr1_metric import records
 from vqr1_metric.cli import main
@@ -19,7 +23,6 @@ from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.functional.parsing import ParsedReply
 from vqr1_metric.results import ImageScore
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "</script><img src=x onerror=alert(1)>&\u2028"
 
 
@@ -101,6 +104,9 @@ def test_same_scores_same_bytes_and_thumbnails_made_once(report: Path) -> None:
         (["none.csv", "-o", "r.html"], "Expected a file"),
         (["empty.csv", "-o", "r.html"], "it is empty"),
         (["word.jsonl", "-o", "r.html"], "Expected JSON objects with path and score"),
+        (["bytes.jsonl", "-o", "r.html"], "line 2 is none ('utf-8' codec can't decode"),
+        (["std.jsonl", "-o", "r.html"], "line 1 is none (could not convert string to float: '<b>')"),
+        (["short.jsonl", "-o", "r.html"], "line 1 is none (2 probabilities instead of 401)"),
         (["none.csv", "-o", "nowhere/r.html"], "no folder 'nowhere'"),
         (["other.csv", "-o", "r.html"], "Expected columns image and score"),
     ],
@@ -109,6 +115,9 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     Path("empty.csv").write_text("")
     Path("word.jsonl").write_text("hello\n")
+    Path("bytes.jsonl").write_bytes(b'\n{"path": "\xff", "score": 2}\n')
+    Path("std.jsonl").write_text('{"path": "a.png", "score": 2, "std": "<b>"}\n')
+    Path("short.jsonl").write_text('{"path": "a.png", "score": 2, "probabilities": [0.5, 0.5]}\n')
     Path("other.csv").write_text("colour,size\nred,big\n")
     assert main(["report", *arguments, "--silent"]) == 1
     error = capsys.readouterr().err
@@ -122,8 +131,21 @@ def test_thumbnails(tmp_path: Path) -> None:
     assert thumbnail(path, tmp_path / "cache", 32) != first
     save_picture(path, 0.9, (400, 101))
     assert thumbnail(path, tmp_path / "cache", 64) != first
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((40, 30), 25_700, np.uint16)).save(deep)
+    shown = Image.open(io.BytesIO(base64.b64decode(thumbnail(deep, tmp_path / "cache").partition(",")[2])))
+    assert shown.size == (30, 40) and abs(np.asarray(shown).mean() - 100) < 2  # 16 bits are scaled, not clipped
     path.write_bytes(b"damaged")
     assert thumbnail(path, tmp_path / "cache") is None and thumbnail(tmp_path / "none", tmp_path / "cache") is None
+
+
+def test_a_thumbnail_starts_no_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, marker = tmp_path / "gs", tmp_path / "started"
+    program.write_text(f"#!/bin/sh\n: > {marker}\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", str(program))
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png", "EPS")
+    assert thumbnail(tmp_path / "a.png", tmp_path / "cache") is None and not marker.exists()
 
 
 def test_plots() -> None:
@@ -143,22 +165,16 @@ def test_page_of_an_evaluation(labelled: Path, backend) -> None:
     assert "Is the difference real?" in text and not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
 
 
-def browse(page: Path, script: str, *options: str) -> dict:
+def browse(page: Path, script: str) -> dict:
     """What a script finds out in a page, opened in Chromium without a network."""
     copy = page.with_name("probe.html")
     probe = f"<script>{script}\ndocument.body.dataset.found = JSON.stringify(found);</script></body>"
     copy.write_text(page.read_text().replace("</body>", probe))
-    command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        f"--user-data-dir={page.parent / 'profile'}", "--proxy-server=127.0.0.1:9", "--virtual-time-budget=2000",
-        "--window-size=1200,900", *options, "--dump-dom", copy.as_uri(),
-    ]  # fmt: skip
-    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r'data-found="([^"]*)"', output)[1]
-    return json.loads(found.replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    output = chromium(copy.as_uri(), page.parent / "profile", "--virtual-time-budget=2000", "--dump-dom")
+    return json.loads(unescape(re.search(r'data-found="([^"]*)"', output)[1]))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@needs_chromium
 def test_report_in_a_browser(report: Path) -> None:
     script = """
     const found = {}, names = () => [...document.querySelectorAll(".card .name")].map(e => e.textContent);
@@ -188,7 +204,7 @@ def test_report_in_a_browser(report: Path) -> None:
     assert {found["light"], found["dark"]} == {"rgb(255, 255, 255)", "rgb(13, 17, 23)"}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@needs_chromium
 def test_five_thousand_pictures_stay_usable(tmp_path: Path) -> None:
     for i in range(4):
         save_picture(tmp_path / f"{i}.png", 0.2 * i + 0.1)

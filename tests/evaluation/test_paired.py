@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_scorer import save_picture
+from evaluation_files import save_picture
 from scipy import stats
 
 from vqr1_metric.cli import main

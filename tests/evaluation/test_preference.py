@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from evaluation_scorer import save_picture
+from evaluation_files import save_picture
 
 from vqr1_metric.cli import main
 from vqr1_metric.evaluation.labels import LabelError

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from evaluation_scorer import write_xlsx
+from evaluation_files import write_xlsx
 from PIL import Image
 
 from vqr1_metric.evaluation.labels import Item, LabelError, LabelSet, attach, count_problems
@@ -77,14 +77,21 @@ def test_direction(tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
-    text = "image,mos\na.png,3\nb.png,good\nc.png,\n,4\nd.png,nan\na.png,3\ne.png,1\ne.png,2\nf.png,inf\n"
+    text = "image,mos\na.png,3\nb.png,good\nc.png,\n,4\nd.png,nan\na.png,3\ne.png,1\ne.png,2\nf.png,inf\ng.png,1e999\n"
     labels = read_labels(write(tmp_path, text))
     assert told(labels) == [("a.png", 3.0)]
-    assert count_problems(labels.problems) == {"duplicate": 2, "bad row": 5}
+    assert count_problems(labels.problems) == {"duplicate": 2, "bad row": 6}
     details = {problem.subject: problem.detail for problem in labels.problems}
     assert "'good' is not a number" in details["b.png"] and "has no score" in details["c.png"]
     assert "names no picture" in details["row 5"] and "contradicting scores (1, 2)" in details["e.png"]
     assert "counted once" in details["a.png"]
+
+
+def test_a_file_whose_rows_contradict_says_so(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"found none \(a.png: has contradicting scores \(1, 2\)"):
+        read_labels(write(tmp_path, "image,mos\na.png,1\na.png,2\n"))
+    with pytest.raises(LabelError, match="cannot be read as one \\(field larger than field limit"):
+        read_labels(write(tmp_path, 'image,mos\n"' + "x" * 200_000 + '",1\n'))
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "image,mos\n", "hello\nworld\n", "image,mos\na.png,bad\n"])

@@ -1,15 +1,13 @@
 """Cached scores: nothing twice, nothing mixed, the same by one process and by two."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from evaluation_scorer import LinearBackend, save_picture
+from evaluation_files import run_processes, save_picture
 from PIL import Image
+from stub_scorer import LinearBackend
 
 from vqr1_metric.evaluation import scoring
 from vqr1_metric.evaluation.baselines import BASELINES, baseline_scores, reduce_short_edge
@@ -93,24 +91,8 @@ def test_baselines_by_hand(tmp_path: Path) -> None:
 def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
     items(tmp_path / "pictures", 11)
     script = Path(__file__).resolve().parents[1] / "evaluation_two_processes.py"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def start(rank: int, processes: int, cache: str) -> subprocess.Popen:
-        environment = {
-            **os.environ, "RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "PYTHONPATH": str(script.parent),
-        }  # fmt: skip
-        command = [sys.executable, str(script), str(tmp_path / "pictures"), str(tmp_path / cache)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    running = [start(0, 2, "two"), start(1, 2, "two"), start(0, 1, "one")]
-    found = []
-    for process in running:
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        found.append(json.loads(output.splitlines()[-1]))
-    first, second, alone = found
+    folders = [tmp_path / name for name in ("two", "two", "one")]
+    found = run_processes([sys.executable, str(script), str(tmp_path / "pictures"), "cache"], folders)
+    first, second, alone = (json.loads(lines[-1]) for lines in found)
     assert first["rows"] == second["rows"] == alone["rows"] and len(alone["rows"]) == 11
     assert (first["pictures"], second["pictures"], alone["pictures"]) == (7, 4, 11)

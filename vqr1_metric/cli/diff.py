@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vqr1_metric.cli import CommandError
-from vqr1_metric.cli.options import add_model_options, build_scorer, positive
+from vqr1_metric.cli.options import add_bootstrap_options, add_model_options, build_scorer, progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("after", type=Path, metavar="AFTER", help="a folder of the same scenes under the same names")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the scenes' scores and differences as .csv")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the scores here, and use those that are there")
-    parser.add_argument("--level", type=float, default=0.95, help="probability of the interval (default: 0.95)")
-    parser.add_argument(
-        "--resamples", type=positive, default=1000, metavar="N", help="of the bootstrap (default: 1000)"
-    )
+    add_bootstrap_options(parser)
     parser.add_argument("--json", action="store_true", help="the answer and all scenes as JSON")
     parser.add_argument("--silent", action="store_true", help="no progress bar")
     add_model_options(parser)
@@ -30,8 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score both folders, print the answer; 1 if no scene has two scores."""
-    if not 0 < args.level < 1:
-        raise CommandError(f"expected --level between 0 and 1, but got {args.level:g}")
     try:
         import scipy  # noqa: F401
     except ImportError:
@@ -45,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"vqr1: {problem.subject}: {problem.detail}", file=sys.stderr)
     scorer = build_scorer(args)
     items = [Item(scene, 0.0, path=path) for scene, *paths in scenes for path in paths]
-    with tempfile.TemporaryDirectory() as folder, _bar(args, len(items)) as bar:
+    with tempfile.TemporaryDirectory() as folder, progress(len(items), silent=args.silent) as bar:
         rows = score_items(scorer, items, args.cache or Path(folder), progress=bar.update)
     before, after = rows[::2], rows[1::2]
     wins = win_probabilities(before, after)
@@ -120,9 +115,3 @@ def _as_text(args: argparse.Namespace, found, failed: list[dict]) -> str:
         lines.append(f"verdict: {names[found.verdict]} is better{enough}")
     return "\n".join(lines)
 
-
-def _bar(args: argparse.Namespace, total: int):
-    from tqdm import tqdm
-
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, unit="picture", file=sys.stderr, mininterval=interval, disable=args.silent, leave=False)

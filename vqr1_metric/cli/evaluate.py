@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqr1_metric.cli import CommandError
-from vqr1_metric.cli.options import add_model_options, build_scorer, positive
+from vqr1_metric.cli.options import add_bootstrap_options, add_model_options, build_scorer, positive
 
 if TYPE_CHECKING:
     from vqr1_metric.evaluation.labels import LabelSet
@@ -53,8 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("output")
     how.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the results")
     how.add_argument("--cache", type=Path, metavar="DIR", help="folder of the scores' cache (default: DIR/cache)")
-    how.add_argument("--level", type=float, default=0.95, help="probability of the intervals (default: 0.95)")
-    how.add_argument("--resamples", type=positive, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
+    add_bootstrap_options(how)
     how.add_argument("--bootstrap-seed", type=int, default=0, metavar="N", help="of the bootstrap (default: 0)")
     how.add_argument("--no-page", action="store_true", help="write no index.html and no plots")
     how.add_argument("--silent", action="store_true", help="no progress bar, no table on the terminal")
@@ -79,15 +78,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_labels(args: argparse.Namespace, settings: Settings) -> int:
-    from vqr1_metric.cli.scorers import columns
+    from vqr1_metric.cli.scorers import columns, make_peers
     from vqr1_metric.evaluation.run import evaluate, provenance
     from vqr1_metric.evaluation.scoring import process_rank
     from vqr1_metric.evaluation.tables import markdown, write_json, write_scores_csv, write_table_csv
 
     sets = _label_sets(args)
+    peers = make_peers(args)
     args.output.mkdir(parents=True, exist_ok=True)
     scorer = _scorer(args)
-    scored = [columns(args, scorer, labels.items, labels.name, labels.short_edge) for labels in sets]
+    scored = [columns(args, scorer, peers, labels.items, labels.name, labels.short_edge) for labels in sets]
     if process_rank()[0] > 0:
         return 0  # its share of the pictures is scored; the first process writes
     found: list[dict[str, Any]] = []
@@ -146,8 +146,8 @@ def _check(args: argparse.Namespace) -> None:
         raise CommandError("where do the results go? Give a folder with -o")
     if (args.dataset or args.suite) and args.root is None:
         raise CommandError("where are the data sets? Give their folder with --root")
-    if not 0 < args.level < 1:
-        raise CommandError(f"expected --level between 0 and 1, but got {args.level:g}")
+    if args.scores and (args.model or args.server):
+        raise CommandError("--scores takes the model's place: give one of them, or the file with --against")
     try:
         import scipy  # noqa: F401
     except ImportError:
@@ -195,7 +195,7 @@ def _listing() -> str:
 
     lines = []
     for dataset in DATASETS.values():
-        count = "count not stated" if dataset.count is None else f"{dataset.count} pictures"
+        count = "count not verified" if dataset.count is None else f"{dataset.count} pictures"
         split = "" if dataset.split == "all" else f", evaluated on its {dataset.split} split"
         edge = "" if dataset.short_edge is None else f", reduced to a short edge of {dataset.short_edge}"
         lines += [

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vqr1_metric.cli import CommandError
-from vqr1_metric.cli.scorers import cache_folder, columns, model_name, progress_bar, with_bar
+from vqr1_metric.cli.scorers import cache_folder, columns, make_peers, model_name, progress_bar, with_bar
 from vqr1_metric.distortions import LEVELS
 from vqr1_metric.evaluation.baselines import BASELINES, LUMA
 from vqr1_metric.evaluation.labels import Item, LabelSet, attach
@@ -29,8 +29,9 @@ def run_preferences(
     preferences = read_preferences(args.preferences)
     labels = LabelSet(preferences.name, tuple(Item(name, math.nan) for name in preferences.images))
     labels = attach(labels, args.images or args.preferences.parent)
+    peers = make_peers(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    scorers = columns(args, scorer, labels.items, preferences.name)
+    scorers = columns(args, scorer, peers, labels.items, preferences.name)
     if process_rank()[0] > 0:
         return 0
     found = {}
@@ -48,6 +49,8 @@ def run_ladder(args: argparse.Namespace, scorer: QualityScorer | None, settings:
     """Monotonicity along each distortion."""
     if scorer is None:
         raise CommandError("--ladder distorts the pictures itself: it needs a --model, not --scores")
+    if args.against or args.pyiqa:
+        raise CommandError("--ladder compares the model with the baselines only: leave out --against and --pyiqa")
     names = check_distortions(args.distortion)
     pictures, rungs = ladder_pictures(args.ladder, names, args.bootstrap_seed, args.max_edge)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from vqr1_metric.prompts import MODES
@@ -19,6 +20,34 @@ def positive(text: str) -> int:
     return value
 
 
+def probability(text: str) -> float:
+    """An argparse type: a number between 0 and 1, both excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, but got {text}")
+    return value
+
+
+def add_bootstrap_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Options of figures with intervals."""
+    parser.add_argument(
+        "--level", type=probability, default=0.95, metavar="P", help="probability of the intervals (default: 0.95)"
+    )
+    parser.add_argument(
+        "--resamples", type=positive, default=1000, metavar="N", help="of the bootstrap (default: 1000)"
+    )
+
+
+def progress(total: int, *, silent: bool, label: str | None = None):
+    """A bar with the time left, on stderr."""
+    from tqdm import tqdm
+
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # in a log file every refresh is a line of its own
+    return tqdm(
+        total=total, desc=label, unit="picture", file=sys.stderr, mininterval=interval, disable=silent, leave=False
+    )
+
+
 def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> None:
     """Options that say which model answers, how and where."""
     group = parser.add_argument_group("model")
@@ -32,6 +61,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
     group.add_argument("--quantization", choices=("8bit", "4bit"), help="smaller weights, through bitsandbytes")
     group.add_argument(
         "--batch-tokens", type=positive, metavar="N", help="tokens of one forward pass; fewer need less memory"
+    )
+    group.add_argument(
+        "--deterministic", action="store_true", help="every picture alone: no digit of its score depends on the others"
     )
     group.add_argument("--max-pixels", type=positive, metavar="N", help="larger pictures are scaled down to N pixels")
     group.add_argument("--min-pixels", type=positive, metavar="N", help="smaller pictures are scaled up to N pixels")
@@ -56,8 +88,8 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
     from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 
     names = (
-        "mode", "thinking", "revision", "device", "device_map", "dtype", "quantization", "batch_tokens", "max_pixels",
-        "min_pixels", "num_samples", "max_new_tokens", "seed",
+        "mode", "thinking", "revision", "device", "device_map", "dtype", "quantization", "batch_tokens",
+        "deterministic", "max_pixels", "min_pixels", "num_samples", "max_new_tokens", "seed",
     )  # fmt: skip
     # What was not given is left to the scorer's own defaults.
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}

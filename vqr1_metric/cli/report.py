@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from vqr1_metric import records
 from vqr1_metric.cli import CommandError
-from vqr1_metric.cli.options import positive
+from vqr1_metric.cli.options import positive, progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +33,6 @@ def run(args: argparse.Namespace) -> int:
     """Write the page."""
     if not args.output.parent.is_dir():
         raise CommandError(f"no folder {str(args.output.parent)!r} to write {args.output.name!r} into")
-    from tqdm import tqdm
-
     from vqr1_metric.evaluation.page import report_page
     from vqr1_metric.evaluation.peers import read_scores
 
@@ -44,10 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{args.scores}: holds no scores")
     rows = [{**row, "path": name, "file": _picture(name, args)} for name, row in found.items()]
     cache = args.output.with_name(args.output.stem + ".thumbnails")
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(
-        total=len(rows), unit="picture", file=sys.stderr, mininterval=interval, disable=args.silent, leave=False
-    ) as bar:
+    with progress(len(rows), silent=args.silent) as bar:
         title = args.title or args.scores.stem
         text = report_page(
             rows, title, _made_with(args.scores), args.output, cache, size=args.thumbnail, progress=bar.update

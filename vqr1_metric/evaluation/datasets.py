@@ -14,7 +14,7 @@ from pathlib import Path
 from vqr1_metric.evaluation.labels import Item, LabelError, LabelSet, Problem, attach, without_duplicates
 from vqr1_metric.evaluation.readers import parse_number, read_labels, read_table, split_name
 
-_ASK = "see the owners' page"
+_ASK = "not verified; see the owners' page"
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Dataset:
         name: on the command line.
         title: in tables; the column of the published results where there is one.
         where: where to get it.
-        licence: the owners' terms as far as they state them.
+        licence: the owners' terms, in short.
         layout: what its folder must hold.
-        count: labelled pictures of the complete set; None where the sources disagree or are silent.
+        count: labelled pictures of the complete set; None where no source could be read.
         folders: names its folder may have below ``--root``, compared in lower case.
         read: folder -> labels with pictures not looked for yet, and the folder of the pictures.
         split: the official split that an evaluation takes, "all" where there is none.
@@ -251,39 +251,49 @@ def _part(name: str, index: int) -> str:
 
 _LABEL_FILE = "the pictures and one label file with lines `image mos [std]` or `reference image mos [std]`"
 
+# Read in the owners' repositories and files: the counts, layouts and terms of KonIQ, SPAQ, SRIQA-Bench, AGIQA-3K and
+# BIQ2021, and the terms of CLIVE; in the papers' abstracts: the counts of CLIVE, Min19 and TID2013. The counts of BID
+# and KADID-10k are as others cite them. Where terms are _ASK, the owners' page could not be read.
 DATASETS = {
     dataset.name: dataset
     for dataset in (
         Dataset(
-            "bid", "BID", "https://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm", _ASK, _LABEL_FILE, 586,
-            ("bid", "bid512", "imagedatabase"), _by_label_file,
+            "bid", "BID",
+            "https://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm (a copy: see github.com/zwx8981/UNIQUE)",
+            _ASK, _LABEL_FILE, 586, ("bid", "bid512", "imagedatabase"), _by_label_file,
         ),
         Dataset(
-            "clive", "CLIVE", "https://live.ece.utexas.edu/research/ChallengeDB/index.html", _ASK, _LABEL_FILE, 1162,
+            "clive", "CLIVE", "https://live.ece.utexas.edu/research/ChallengeDB/index.html",
+            "any purpose, with the University of Texas' copyright notice and a citation", _LABEL_FILE, 1162,
             ("clive", "livec", "challengedb_release", "live_challenge"), _by_label_file,
         ),
         Dataset(
             "koniq", "KonIQ", "https://database.mmsp-kn.de/koniq-10k-database.html",
-            "the photographs have their own Creative Commons licences; see the page",
+            "photographs of YFCC100M, each under its own Creative Commons licence",
             "koniq10k_distributions_sets.csv (github.com/subpic/koniq, metadata/) and 1024x768/", 10073,
             ("koniq", "koniq10k", "koniq-10k", "koniq_10k"), _koniq, split="test",
         ),
         Dataset(
-            "spaq", "SPAQ", "https://github.com/h4nwei/SPAQ", _ASK,
+            "spaq", "SPAQ", "https://github.com/h4nwei/SPAQ",
+            "education and research; commercial use by permission of the authors",
             "Annotations/MOS and Image attribute scores.xlsx and TestImage/", 11125, ("spaq",), _spaq, short_edge=768,
         ),
         Dataset(
-            "liu13", "Liu13", "Liu et al., A no-reference metric for evaluating the quality of motion deblurring, 2013",
-            _ASK, _LABEL_FILE, 1200, ("liu13", "deblur", "deblurring"), _by_label_file,
+            "liu13", "Liu13",
+            "Liu et al., A no-reference metric for evaluating the quality of motion deblurring, 2013",
+            _ASK, _LABEL_FILE, None, ("liu13", "deblur", "deblurring"), _by_label_file,
         ),
         Dataset(
-            "sriqa", "SRIQA", "https://arxiv.org/abs/2503.11221 (SRIQA-Bench)", _ASK, _LABEL_FILE, None,
+            "sriqa", "SRIQA", "https://github.com/ChrisDud0257/AFINE (SRIQA-Bench, arXiv 2503.11221)",
+            "non-commercial academic research, no redistribution",
+            f"{_LABEL_FILE}; all are 1,000 super-resolved pictures and their 100 originals", 1100,
             ("sriqa", "sriqa-bench", "sriqa_bench"), _by_label_file,
         ),
         Dataset(
             "min19", "Min19",
-            "Min et al., Quality evaluation of image dehazing methods using synthetic hazy images, 2019",
-            _ASK, _LABEL_FILE, None, ("min19", "dehaze", "dehazing", "shrq"), _by_label_file,
+            "Min et al., Quality evaluation of image dehazing methods using synthetic hazy images, 2019 (SHRQ)",
+            _ASK, f"{_LABEL_FILE}; all are 360 regular and 240 aerial pictures", 600,
+            ("min19", "dehaze", "dehazing", "shrq"), _by_label_file,
         ),
         Dataset(
             "agiqa3k", "AGIQA-3K", "https://github.com/lcysyzxdxc/AGIQA-3k-Database", "MIT (its repository)",

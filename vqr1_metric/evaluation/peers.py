@@ -13,7 +13,11 @@ from PIL import Image
 from vqr1_metric.evaluation.baselines import reduce_short_edge
 from vqr1_metric.evaluation.labels import Item, LabelError
 from vqr1_metric.evaluation.readers import find_column, parse_number, read_table
+from vqr1_metric.functional.distribution import GRID_SIZE
 from vqr1_metric.images import ImageError, load_image
+
+#: Columns that a file of scores may have beside the score.
+_NUMBERS = ("std", "low", "high", "coverage", "tag_probability")
 
 
 def read_scores(path: str | Path) -> dict[str, dict]:
@@ -41,7 +45,7 @@ def read_scores(path: str | Path) -> dict[str, dict]:
         if len(row) <= max(image, score) or not row[image]:
             continue
         entry = {"score": parse_number(row[score], decimal_comma)}
-        for name in ("std", "low", "high", "coverage"):
+        for name in _NUMBERS:
             if name in header and header.index(name) < len(row):
                 entry[name] = parse_number(row[header.index(name)], decimal_comma)
         # vqr1 score protects a name that a spreadsheet would run as a formula
@@ -51,17 +55,30 @@ def read_scores(path: str | Path) -> dict[str, dict]:
 
 def _read_json_lines(path: Path) -> dict[str, dict]:
     found = {}
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    try:
-        for line in lines:
-            row = json.loads(line)
-            name = row.get("path") or row["image"]
-            found[name] = {**row, "score": math.nan if row["score"] is None else float(row["score"])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LabelError(
-            f"Expected JSON objects with path and score in {str(path)!r}, but line {len(found) + 1} is none ({error})."
-        ) from None
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            if line.strip():
+                row = json.loads(line)
+                found[str(row.get("path") or row["image"])] = _checked(row)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LabelError(
+                f"Expected JSON objects with path and score in {str(path)!r}, but line {number} is none ({error})."
+            ) from None
     return found
+
+
+def _checked(row: dict) -> dict:
+    """A row whose numbers are numbers, as what follows relies on."""
+    numbers = {name: float(row[name]) for name in _NUMBERS if row.get(name) is not None}
+    probabilities = row.get("probabilities")
+    if probabilities is not None:
+        probabilities = [float(value) for value in probabilities]
+        if len(probabilities) != GRID_SIZE:
+            raise ValueError(f"{len(probabilities)} probabilities instead of {GRID_SIZE}")
+    if not all(isinstance(reply, dict) for reply in row.get("replies") or []):
+        raise TypeError("its replies are no objects")
+    score = math.nan if row["score"] is None else float(row["score"])
+    return {**row, **dict.fromkeys(_NUMBERS), **numbers, "score": score, "probabilities": probabilities}
 
 
 def match_scores(scores: dict[str, dict], items: Sequence[Item]) -> list[dict | None]:
@@ -78,11 +95,14 @@ def _file_name(name: str) -> str:
     return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def pyiqa_metric(name: str, device: str | None = None) -> Callable[[Path, int | None], float]:
-    """A function from picture (and short edge) to score, higher meaning better, of any metric that pyiqa knows.
+def pyiqa_metric(name: str, device: str | None = None) -> Callable[[Path, int | None], dict]:
+    """A function from picture (and short edge) to a row, of any metric that pyiqa knows.
+
+    The row has ``score``, higher meaning better, or NaN and ``error``, why there is none.
 
     Raises:
-        LabelError: without pyiqa, or for a name it does not know.
+        LabelError: without pyiqa, for a name it does not know or a metric that needs a reference, and where pyiqa
+            cannot make the metric (its weights cannot be had, another package is missing).
     """
     try:
         pyiqa = importlib.import_module("pyiqa")
@@ -90,19 +110,30 @@ def pyiqa_metric(name: str, device: str | None = None) -> Callable[[Path, int | 
         raise LabelError(
             f"Expected pyiqa for --pyiqa {name}, but it cannot be imported ({error}): pip install pyiqa"
         ) from None
-    known = pyiqa.list_models() if hasattr(pyiqa, "list_models") else [name]
-    if name not in known:
+    if name not in pyiqa.list_models():
         raise LabelError(f"Expected a metric that pyiqa knows, but got {name!r}; pyiqa.list_models() lists them.")
-    metric = pyiqa.create_metric(name, **({} if device is None else {"device": device}))
-    sign = -1.0 if getattr(metric, "lower_better", False) else 1.0
+    if name not in pyiqa.list_models(metric_mode="NR"):
+        raise LabelError(f"Expected a metric of pyiqa that needs no reference, but {name!r} does.")
+    try:
+        metric = pyiqa.create_metric(name, **({} if device is None else {"device": device}))
+    # Whatever it is (no network, a package it wants, a broken file of weights), pyiqa's words say it best.
+    except Exception as error:
+        raise LabelError(
+            f"Expected pyiqa to make its metric {name}, but it cannot ({type(error).__name__}: {error})."
+        ) from error
+    sign = -1.0 if metric.lower_better else 1.0
 
-    def score(path: Path, short_edge: int | None = None) -> float:
+    def row(path: Path, short_edge: int | None = None) -> dict:
         try:
-            picture = Image.fromarray(load_image(path).permute(1, 2, 0).numpy())
-        except ImageError:
-            return math.nan
+            pixels = load_image(path)
+        except ImageError as error:
+            return {"score": math.nan, "error": str(error)}
         if short_edge is not None:
-            picture = reduce_short_edge(picture, short_edge)
-        return sign * float(metric(picture))
+            picture = reduce_short_edge(Image.fromarray(pixels.permute(1, 2, 0).numpy()), short_edge)
+            pixels = load_image(picture)
+        try:
+            return {"score": sign * float(metric(pixels.unsqueeze(0) / 255))}
+        except Exception as error:  # too small for its windows, say; the other pictures are scored
+            return {"score": math.nan, "error": f"{type(error).__name__}: {error}"}
 
-    return score
+    return row

@@ -6,7 +6,6 @@ Separators (comma, semicolon, tab, vertical bar, blanks), decimal commas, byte o
 from __future__ import annotations
 
 import csv
-import io
 import math
 import re
 import zipfile
@@ -58,6 +57,7 @@ def read_labels(
         if lower_is_better is None:
             lower_is_better = _key(rows[0][header["mos"]]) == "dmos"
     items, duplicates = without_duplicates(items)
+    problems = [*problems, *duplicates]
     if not items:
         why = f" ({problems[0].subject}: {problems[0].detail})" if problems else ""
         raise LabelError(
@@ -65,7 +65,7 @@ def read_labels(
             "columns image and mos; without header a line is: image mos [std], or: reference image mos [std]."
         )
     return LabelSet(
-        name or path.stem, tuple(items), bool(lower_is_better), problems=(*problems, *duplicates), sources=(path,)
+        name or path.stem, tuple(items), bool(lower_is_better), problems=tuple(problems), sources=(path,)
     )
 
 
@@ -77,12 +77,12 @@ def read_table(path: Path, delimiter: str | None = None) -> tuple[list[list[str]
         return _read_xlsx(path), False
     text = decode(path.read_bytes(), path)
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    delimiter = delimiter or _delimiter(lines)
-    if delimiter == " ":
-        rows = [line.split() for line in lines]
-    else:
-        reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter)
-        rows = [[cell.strip() for cell in row] for row in reader]
+    try:
+        delimiter = delimiter or _delimiter(lines)
+        cells = (line.split() for line in lines) if delimiter == " " else csv.reader(lines, delimiter=delimiter)
+        rows = [[cell.strip() for cell in row] for row in cells]
+    except csv.Error as error:
+        raise LabelError(f"Expected a table in {str(path)!r}, but it cannot be read as one ({error}).") from None
     return [row for row in rows if any(row)], delimiter != ","
 
 
@@ -103,7 +103,8 @@ def parse_number(text: str, decimal_comma: bool = False) -> float:
     text = text.strip()
     if not _NUMBER.fullmatch(text) or ("," in text and not decimal_comma):
         return math.nan
-    return float(text.replace(",", "."))
+    number = float(text.replace(",", "."))
+    return number if math.isfinite(number) else math.nan
 
 
 def find_column(header: Sequence[str], role: str) -> int | None:
@@ -127,13 +128,13 @@ def _header(row: list[str]) -> dict[str, int] | None:
 
 
 def _delimiter(lines: list[str]) -> str:
-    """The separator whose count is the same, and not zero, in most of the first lines; else blanks."""
+    """The separator that cuts most of the first lines into the same number of cells, more than one; else blanks."""
     sample = lines[:50]
     best, best_share = " ", 0.5
     for candidate in ("\t", ";", "|", ","):
-        counts = [line.count(candidate) for line in sample]
-        usual = max(set(counts), key=counts.count) if counts else 0
-        share = counts.count(usual) / len(counts) if usual else 0.0
+        counts = [len(row) for row in csv.reader(sample, delimiter=candidate)]  # a separator in quotes is none
+        usual = max(set(counts), key=counts.count) if counts else 1
+        share = counts.count(usual) / len(counts) if usual > 1 else 0.0
         if share > best_share:
             best, best_share = candidate, share
     # "a.png 3,5" has a decimal comma and is separated by blanks.

@@ -31,7 +31,7 @@ from vqr1_metric.scorer import QualityScorer
 
 #: Pictures that one process scores before it writes. A multiple of no batch size matters: batches form within it.
 CHUNK = 32
-#: Decimals of a score that count. Matrix products of one machine were seen to differ in the sixth from run to run.
+#: Decimals of a score that count. Matrix products of one machine were once seen to differ in the sixth between runs.
 DIGITS = 4
 
 
@@ -46,7 +46,7 @@ def scorer_identity(scorer: QualityScorer, short_edge: int | None = None) -> dic
         "model": backend.model_id, "revision": backend.revision, "mode": scorer.mode, "prompt": PROMPT_VERSION,
         "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
         "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels, "sampling": sampling,
-        "short_edge": short_edge,
+        "short_edge": short_edge, "deterministic": scorer.deterministic or None,
     }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def write_scores_csv(path: Path, labels: LabelSet, columns: Sequence[Column]) ->
     scores = [column.values("score") for column in columns]
     lines = [
         [cell(item.image), _number(item.mos), _number(item.std), cell(item.scene or ""), cell(item.method or ""),
-         item.split or "", *(_number(values[i]) for values in scores)]
+         cell(item.split or ""), *(_number(values[i]) for values in scores)]
         for i, item in enumerate(labels.items)
     ]  # fmt: skip
     _write_csv(path, header, lines)

@@ -1,16 +1,14 @@
-"""Pictures whose quality is known and a backend that sees it, for tests of the evaluation."""
+"""Files and processes for tests of the evaluation; stub_scorer.LinearBackend sees the red of the pictures."""
 
+import os
+import socket
+import subprocess
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-
-from vqr1_metric.backends.pixels import PixelConfig
-from vqr1_metric.functional.distribution import ScoreDistribution, score_grid
 
 
 def save_picture(path: Path, red: float, size: tuple[int, int] = (40, 32)) -> Path:
@@ -46,26 +44,31 @@ def write_xlsx(path: Path, rows: list[list[object]]) -> Path:
     return path
 
 
-class LinearBackend:
-    """Scores a picture 1 + 4 times its mean red, with a spread of 0.3."""
-
-    model_id, revision = "folder/linear", "1"
-    pixel_config = PixelConfig(14, 2, 2, 3136, 1_000_000, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-    def __init__(self) -> None:
-        self.pictures = 0
-        self.sizes: list[tuple[int, int]] = []
-
-    def sequence_length(self, visual_tokens: int, thinking: bool) -> int:
-        return visual_tokens + 1
-
-    def distributions(
-        self, images: Sequence[Tensor], pixel_config: PixelConfig, *, replies: Sequence[str] | None = None
-    ) -> ScoreDistribution:
-        self.pictures += len(images)
-        self.sizes += [tuple(image.shape[-2:]) for image in images]
-        means = torch.stack([1 + 4 * image[0].float().mean() / 255 for image in images])
-        return ScoreDistribution((-0.5 * ((score_grid() - means.unsqueeze(-1)) / 0.3) ** 2).softmax(-1))
-
-    def sample_replies(self, images, pixel_config, sampling, *, thinking, add_vision_id):
-        return [[f"<think>Red {i}.</think><answer>{3 + i / 10}</answer>" for i in range(2)] for _ in images]
+def run_processes(command: Sequence[str], folders: Sequence[Path]) -> list[list[str]]:
+    """What a command prints in each folder, all at a time: alone in a folder named once, in one named twice as torchrun
+    would start two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    running: list[subprocess.Popen] = []
+    try:
+        for place, folder in enumerate(folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            environment = {
+                **os.environ, "RANK": str(folders[:place].count(folder)), "WORLD_SIZE": str(folders.count(folder)),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(__file__).parent),
+            }  # fmt: skip
+            pipe = subprocess.PIPE
+            running.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True))
+        outputs = []
+        for process in running:
+            output, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+            outputs.append(output.splitlines())
+        return outputs
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
