@@ -4,6 +4,7 @@ memory, and starts no other program."""
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import zlib
@@ -18,28 +19,51 @@ from vqr1_metric.images import FORMATS, ImageError, load_image
 SCRIPT = Path(__file__).with_name("fuzz_pictures.py")
 
 
-def fuzz(count: int, seed: int, folder: Path, limit: float) -> dict:
+def fuzz(count: int, seed: int, folder: Path) -> dict:
     command = [sys.executable, SCRIPT, str(count), str(seed), folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    # No limit for the whole run: the script limits every file, in time of the processor, so that a busy machine is no
+    # failure.
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = (folder / "number").read_text().strip() if (folder / "number").exists() else "none"
     assert done.returncode == 0, f"seed {seed}, file {last}, return code {done.returncode}: {done.stderr[-2000:]}"
     return json.loads(done.stdout)
 
 
 def test_300_mutated_files(tmp_path: Path) -> None:
-    found = fuzz(300, 0, tmp_path, limit=60)
+    found = fuzz(300, 0, tmp_path)
     assert found["read"] + found["refused"] == 300
     # Mutations that never reach a decoder, or that never break anything, would test nothing.
     assert found["read"] > 50 and found["refused"] > 100
     assert found["megabytes"] < 500
 
 
+@pytest.mark.parametrize(
+    ("hang", "clock", "kills"),
+    [("while True: pass", 600, signal.SIGPROF), ("time.sleep(60)", 1, signal.SIGALRM)],
+)
+def test_a_hang_is_found(tmp_path: Path, hang: str, clock: int, kills: signal.Signals) -> None:
+    """A decoder that computes without end, and one that waits without end."""
+    code = f"""
+import sys, time
+from pathlib import Path
+import fuzz_pictures
+
+def hang(*_):
+    {hang}
+
+fuzz_pictures.SECONDS, fuzz_pictures.CLOCK, fuzz_pictures.load_image = 0.2, {clock}, hang
+fuzz_pictures.run(1, 0, Path(sys.argv[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=SCRIPT.parent, check=False)
+    assert done.returncode == -kills
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_10000_mutated_files(tmp_path: Path, seed: int) -> None:
-    found = fuzz(10_000, seed, tmp_path, limit=600)
+    found = fuzz(10_000, seed, tmp_path)
     assert found["read"] + found["refused"] == 10_000
-    assert found["slowest"][0] < 5 and found["megabytes"] < 1500, found
+    assert found["megabytes"] < 1500, found
 
 
 MEASURE = """

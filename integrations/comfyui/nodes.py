@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, ClassVar
 
@@ -194,3 +195,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "VQR1Filter": "VQR1 Filter by Threshold",
     "VQR1Reasoning": "VQR1 Reasoning",
 }
+for _kind in NODE_CLASS_MAPPINGS.values():
+    _kind.DESCRIPTION = inspect.getdoc(_kind)  # ComfyUI shows it beside the node

@@ -94,6 +94,7 @@ def test_conventions(module: ModuleType, name: str) -> None:
     for options in inputs["required"].values():
         assert isinstance(options, tuple) and isinstance(options[0], (str, list))
     assert callable(getattr(kind, kind.FUNCTION)) and kind.CATEGORY == "image/quality"
+    assert kind.DESCRIPTION
     assert isinstance(kind.RETURN_TYPES, tuple) and len(kind.RETURN_NAMES) == len(kind.RETURN_TYPES)
     assert len(getattr(kind, "OUTPUT_IS_LIST", kind.RETURN_TYPES)) == len(kind.RETURN_TYPES)
 
