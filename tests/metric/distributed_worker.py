@@ -6,6 +6,10 @@ import warnings
 import torch
 import torch.distributed as dist
 
+# Before there is a group: transformers imports it later, and its default arguments would keep the group's threads
+# alive after destroy_process_group(), where they now and then abort the process as the interpreter ends.
+import torch.distributed.nn.functional
+
 from vqr1_metric import QualityScorer, VisualQualityR1Score
 
 warnings.filterwarnings("ignore", message=".*only .*% of the model's answers")

@@ -57,9 +57,13 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print where the model is."""
     config = build_config(args)
     # Settings are checked before torch loads, data before weights do.
+    from accelerate import PartialState
+
     from vqr1_metric.train_ranker.run import train
 
     output = train(config, resume=args.resume)
+    # Threads of a process group that is left to the interpreter's end now and then abort it there.
+    PartialState().destroy_process_group()
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"the trained model is in {output}: VisualQualityR1Score(model={str(output)!r})")
     return 0

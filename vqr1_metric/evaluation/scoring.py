@@ -8,6 +8,7 @@ the composition of a batch, and with it the last digits.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -20,6 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
+# Before there is a group: transformers imports it later, and its default arguments would keep the group's threads
+# alive, which now and then abort the process as the interpreter ends.
+import torch.distributed.nn.functional
 from PIL import Image
 
 from vqr1_metric import records
@@ -171,7 +176,13 @@ def wait_for_all() -> None:
     if not torch.distributed.is_initialized():
         # The slowest process may need much longer than the default of half an hour.
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        atexit.register(_leave)  # no thread of it may be left when the interpreter ends
     torch.distributed.barrier()
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _settled(row: dict) -> dict:
