@@ -17,6 +17,8 @@ _HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    # Ask again whether the page is still this one, or an upgraded service would be used with the old page.
+    "Cache-Control": "no-cache",
 }
 
 

@@ -43,8 +43,10 @@ function drawDistribution(result) {
   svg.append(svgElement("title", {}, `95% of the distribution lies between ${low.toFixed(2)} and ${high.toFixed(2)}`));
   svg.append(svgElement("rect", { class: "band", x: x(low), y: 4, width: Math.max(1, x(high) - x(low)), height: base - 4 }));
   const bins = new Array(Math.ceil(result.probabilities.length / BIN)).fill(0);
-  // Bins are centred on 1.0, 1.1, ... 5.0.
-  result.probabilities.forEach((p, i) => { bins[Math.round(i / BIN)] += p; });
+  const scores = new Array(bins.length).fill(0);
+  // Bins are centred on 1.0, 1.1, ... 5.0; the first and the last hold half as many scores, so bars show the mean of each.
+  result.probabilities.forEach((p, i) => { bins[Math.round(i / BIN)] += p; scores[Math.round(i / BIN)] += 1; });
+  bins.forEach((p, i) => { bins[i] = p / scores[i]; });
   const top = Math.max(...bins);
   bins.forEach((p, i) => {
     const tall = (p / top) * (base - 8);
@@ -58,7 +60,10 @@ function drawDistribution(result) {
 
 function card(place, result, picture) {
   const words = element("div", {}, element("div", { className: "name", textContent: result.name }));
-  const node = element("li", { className: "card" }, element("img", { src: picture.url, alt: "" }), words);
+  const image = element("img", { alt: "" });
+  image.addEventListener("error", () => { image.style.visibility = "hidden"; }); // no picture, or one no browser shows
+  image.src = picture.url;
+  const node = element("li", { className: "card" }, image, words);
   if (result.error) {
     words.append(element("div", { className: "error", textContent: result.error }));
     return node;
@@ -68,7 +73,6 @@ function card(place, result, picture) {
   const [low, high] = result.interval;
   words.append(element("small", { textContent: `± ${result.std.toFixed(2)}; 95% between ${low.toFixed(2)} and ${high.toFixed(2)}` }));
   if (!result.reliable) {
-    const percent = (p) => `${(100 * p).toFixed(0)}%`;
     const warning = `Not reliable: ${percent(result.coverage)} of the model's answers would be a score, and ` +
       `${percent(result.tag_probability)} of its replies would open with the answer tag.`;
     words.append(element("small", { className: "error", textContent: warning }));
@@ -101,6 +105,10 @@ async function explain(button, node, picture) {
   }
 }
 
+function percent(p) { // nothing is quite sure
+  return p > 0.995 ? ">99%" : p < 0.005 ? "<1%" : `${(100 * p).toFixed(0)}%`;
+}
+
 function showWins(answer) {
   const order = answer.ranking.filter((place) => place.rank !== null).map((place) => place.index);
   byId("wins").hidden = order.length < 2;
@@ -110,7 +118,7 @@ function showWins(answer) {
     const row = element("tr", {}, element("th", { scope: "row", textContent: answer.results[i].name }));
     for (const j of order) {
       const p = answer.win_probability[i][j];
-      const cell = element("td", { textContent: i === j ? "–" : `${(100 * p).toFixed(0)}%` });
+      const cell = element("td", { textContent: i === j ? "–" : percent(p) });
       if (i !== j) cell.style.backgroundColor = `color-mix(in srgb, var(--bar) ${Math.round(55 * p)}%, var(--card))`;
       row.append(cell);
     }
