@@ -13,7 +13,7 @@ from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate,
 from vqr1_metric.integrations.diffusers.runs import Run, neighbour
 from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, check_previews
 from vqr1_metric.integrations.diffusers.scoring import AlsoScorer, PictureScorer
-from vqr1_metric.integrations.diffusers.support import PER_PROMPT, PipeInterface
+from vqr1_metric.integrations.diffusers.support import PipeInterface
 
 Strategy = Literal["auto", "inplace", "restart"]
 
@@ -27,7 +27,8 @@ class BestOfN:
             another device than the pipe.
         update_metric: also ``update`` the metric with every kept picture that has a score (the metric scores it again).
         batch_size: candidates of one call of the pipe; more are made in several calls. A pipeline that was not tested
-            for it makes one a call, whatever this says: in a batch, a candidate might not be what its seed gives alone.
+            for it makes one a call, whatever this says, and so does one that remembers earlier steps (cached
+            activations): in a batch, a candidate might not be what its seed gives alone.
         frames: frames scored of a video, evenly spaced; its distribution is their mixture.
         also: other scorers, by name: pairs of a function of PIL pictures and the prompt that gives a number for each
             (a text-image score, say), and a weight. Candidates are chosen by quality score plus weighted numbers.
@@ -55,7 +56,12 @@ class BestOfN:
             raise ValueError(f"Expected batch_size of at least 1, but got {batch_size}.")
         self.interface = PipeInterface(pipe)
         self.pipe, self.metric, self.update_metric = pipe, metric, update_metric
-        self.batch_size = batch_size if self.interface.batches else 1
+        self._batch_size = batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Candidates of one call of the pipe as it is now."""
+        return self._batch_size if self.interface.batches and self.interface.remembers(self.pipe) is None else 1
 
     @overload
     def __call__(self, prompt: str | None = None, **arguments: Any) -> BestOfNOutput: ...
@@ -81,7 +87,9 @@ class BestOfN:
 
         Args:
             prompt: one prompt, or a list of them, each with its own n candidates (of the same seeds); None if
-                ``arguments`` hold its embeddings, or the pipe takes none.
+                ``arguments`` hold its embeddings, or the pipe takes none. Other prompts and pictures in lists of that
+                length are shared out, one to each prompt; where the pipe takes several pictures for a prompt (several
+                ControlNets, Flux.2), give a list of lists.
             n: candidates.
             keep: pictures to give back, at most the number of survivors.
             preview_at_ratio: share of the steps, in (0, 1), after which the predicted clean pictures are scored; None
@@ -91,7 +99,7 @@ class BestOfN:
             strategy: ``"inplace"`` carries the survivors on from the saved step, ``"restart"`` runs them again from
                 their seeds, ``"auto"`` carries on where that is known to give the same pictures and restarts elsewhere.
             seed, seeds: candidate i has the seed ``seeds[i]``, by default ``seed + i``.
-            generator: fresh generators instead, one for each candidate; their seeds count.
+            generator: fresh generators on the CPU instead, one for each candidate; their seeds count.
             arguments: everything else goes to the pipe.
 
         Raises:
@@ -111,12 +119,7 @@ class BestOfN:
             raise ValueError("Expected at least one prompt, but got an empty list.")
         outputs = []
         for i, text in enumerate(prompt):
-            own = {
-                name: value[i]
-                if name in PER_PROMPT and isinstance(value, list) and len(value) == len(prompt)
-                else value
-                for name, value in arguments.items()
-            }
+            own = self.interface.of_prompt(self.pipe, arguments, i, len(prompt))
             outputs.append(self._one(text, candidate_seeds, keep, preview_at_ratio, survivor_count, chosen, own))
         return outputs
 
@@ -149,8 +152,8 @@ class BestOfN:
             arguments: everything else goes to the pipe.
 
         Returns:
-            As for a call; ``strategy`` is ``"search"``. A candidate with ``noise`` is made again by passing that as
-            ``latents`` and its seed's generator to the pipe.
+            As for a call; ``strategy`` is ``"search"``. One of the first ``n`` candidates is what its seed alone makes;
+            a later one is made again by passing its ``noise`` as ``latents`` and its seed's generator to the pipe.
 
         Raises:
             UnsupportedError: for pipelines that were not tested to take noise as ``latents``.
@@ -160,6 +163,8 @@ class BestOfN:
             raise ValueError(f"Expected step in (0, 1], but got {step}.")
         if neighbours < 1 or budget < 1:
             raise ValueError(f"Expected neighbours and budget of at least 1, but got {neighbours} and {budget}.")
+        if prompt is not None and not isinstance(prompt, str):
+            raise TypeError(f"Expected one prompt to search for, but got {type(prompt).__name__}.")
         _survivor_count(n, keep, None, 1)
         self.interface.check_arguments(arguments)
         self.interface.check_noise()
@@ -196,12 +201,11 @@ class BestOfN:
         if preview_at is None or survivor_count == len(seeds):
             strategy = "plain"
         else:
-            snapshots = run.previews(candidates, preview_at)
+            run.previews(candidates, preview_at, save=strategy == "inplace")
             values = [candidate.preview_value for candidate in candidates]
             best = sorted(range(len(seeds)), key=lambda i: (math.isnan(values[i]), -values[i], i))
             for index in best[survivor_count:]:
                 candidates[index].survived = False
-            run.snapshots = snapshots if strategy == "inplace" else None
         run.finals(candidates)
         return self._finish(run, candidates, keep, strategy)
 
@@ -244,6 +248,8 @@ def _seeds(n: int, seed: int, seeds: Sequence[int] | None, generator: Sequence[t
             given = "a single one" if isinstance(generator, torch.Generator) else f"{len(generator)}"
             raise ValueError(f"Expected one generator for each of n={n} candidates, but got {given}; or pass seed=.")
         for i, g in enumerate(generator):
+            if g.device.type != "cpu":  # whose noise differs from that of the CPU's with the same seed
+                raise ValueError(f"Expected generators on the CPU, but generator {i} is on {g.device}.")
             if not torch.equal(g.get_state(), torch.Generator(g.device).manual_seed(g.initial_seed()).get_state()):
                 raise ValueError(
                     f"Expected fresh generators, but generator {i} was used; its seed could not make it again."

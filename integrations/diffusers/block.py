@@ -9,8 +9,9 @@ from diffusers.modular_pipelines import LoopSequentialPipelineBlocks, ModularPip
 from torch import Tensor
 
 from vqr1_metric.integrations.diffusers.callback import PreviewRecord
+from vqr1_metric.integrations.diffusers.decoding import check_decoding
 from vqr1_metric.integrations.diffusers.decoding import decode as decode_known
-from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, clean_prediction
+from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, check_previews, clean_prediction
 from vqr1_metric.integrations.diffusers.scoring import PictureScorer
 
 _NAME, _BEFORE = "visual_quality_r1", "after_denoiser"
@@ -81,10 +82,21 @@ class VisualQualityR1Block(ModularPipelineBlocks):
     def __deepcopy__(self, memo: dict) -> VisualQualityR1Block:
         return self  # pipelines copy their blocks, and the records must stay in reach
 
+    def _begin(self, components: Any, steps: int) -> None:
+        self.records = []
+        check_previews(components.scheduler)
+        if self._decode is None:
+            check_decoding(components)
+        self.picture_scorer.load()
+        first = self.every - 1 if self.every is not None else self.at_step
+        if first >= steps:
+            given = f"every={self.every}" if self.every is not None else f"at_step={self.at_step}"
+            raise ValueError(f"Expected a preview within the {steps} steps of this run, but got {given}.")
+
     def __call__(self, components: Any, block_state: Any, i: int, t: Tensor) -> tuple[Any, Any]:
-        """Called by the denoising loop before each scheduler step."""
+        """Called by the denoising loop before each scheduler step; what cannot work is refused at the first."""
         if i == 0:
-            self.records = []
+            self._begin(components, len(block_state.timesteps))
         due = (i + 1) % self.every == 0 if self.every is not None else i == self.at_step
         if due:
             clean = clean_prediction(components.scheduler, block_state.noise_pred, t, block_state.latents)

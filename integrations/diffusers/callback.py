@@ -16,10 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from vqr1_metric.integrations.diffusers.decoding import check_decoding, decode
+from vqr1_metric.integrations.diffusers.patching import put
 from vqr1_metric.integrations.diffusers.pruning import Pruner, check_generators, check_pruning
-from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, check_previews, clean_prediction
+from vqr1_metric.integrations.diffusers.schedulers import (
+    UnsupportedError,
+    check_previews,
+    clean_prediction,
+    total_steps,
+)
 from vqr1_metric.integrations.diffusers.scoring import PictureScorer
 from vqr1_metric.results import ImageScore
+
+_NO_STOP = "{} cannot be interrupted in the middle of a run, as stop_below wants it; use BestOfN, or no stop_below."
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class VisualQualityR1Callback(PipelineCallback):
         at_ratio: preview after step ``int(ratio * number of steps)``, ratio in [0, 1); at least step 1.
         keep: after the first preview go on with so many best candidates; the pipe then returns those only, and ``kept``
             says which they are. One prompt a call.
-        stop_below: if no preview scores as much, stop; the pipe then returns the previews, and ``stopped`` is True.
+        stop_below: if no preview scores as much, stop; the pipe then returns the previews, and ``stopped`` is True. For
+            pipelines that can be interrupted.
         log: a function of a dictionary, a wandb run (``log``) or a TensorBoard ``SummaryWriter`` (``add_scalar``),
             given best and mean score and number of candidates at each preview.
         decode: a function of the pipe and latents that gives PIL pictures, for pipelines that are not known here.
@@ -102,8 +111,7 @@ class VisualQualityR1Callback(PipelineCallback):
         self.kept: list[int] = []
         self.stopped = False
         self._clean: Tensor | None = None
-        self._undo: list[Callable[[], None]] = []
-        self._pruner: Pruner | None = None
+        self._undo: list[Callable[[], None]] = []  # of this run, in a list of its own
 
     @property
     def tensor_inputs(self) -> list[str]:
@@ -115,7 +123,8 @@ class VisualQualityR1Callback(PipelineCallback):
 
         Raises:
             UnsupportedError: for a pipeline without callbacks, whose latents cannot be decoded in the middle of a run,
-                or whose candidates cannot be dropped, and for a scheduler without a clean prediction.
+                that cannot be stopped, or whose candidates cannot be dropped, and for a scheduler without a clean
+                prediction.
         """
         if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
             raise UnsupportedError(
@@ -127,6 +136,8 @@ class VisualQualityR1Callback(PipelineCallback):
             check_decoding(pipe)
         if self.keep is not None:
             check_pruning(pipe)
+        if self.stop_below is not None and not hasattr(type(pipe), "interrupt"):
+            raise UnsupportedError(_NO_STOP.format(type(pipe).__name__))
         self.picture_scorer.load()
 
     # ---------------------------------------------------------------- the run
@@ -141,57 +152,57 @@ class VisualQualityR1Callback(PipelineCallback):
             )
         if step_index == 0 or not self.kept:
             self._begin(pipeline, len(callback_kwargs["latents"]))
+        if self.stopped:  # an interrupted run calls nobody
+            raise UnsupportedError(_NO_STOP.format(type(pipeline).__name__))
         clean, self._clean = self._clean, None
-        if self._due(pipeline, step_index) and clean is not None:
+        steps = total_steps(pipeline)
+        if self._due(step_index, steps) and clean is not None:
             self._preview(pipeline, step_index, clean, callback_kwargs)
-        if self._due(pipeline, step_index + 1) and not self.stopped:
+        if self._due(step_index + 1, steps) and not self.stopped:
             self._listen(pipeline.scheduler)
         return callback_kwargs
 
     def close(self) -> None:
         """Leave the pipe as it was. Happens by itself at the end of a run, also of one that an exception has ended."""
-        if self._pruner is not None:
-            self._pruner.remove()
-            self._pruner = None
-        while self._undo:
-            self._undo.pop()()
+        _undo_all(self._undo)
 
     def _begin(self, pipe: Any, candidates: int) -> None:
         self.close()
         self.records, self.kept, self.stopped, self._clean = [], list(range(candidates)), False, None
+        self._undo = []
         call = _call_of(pipe)
         self.check(pipe)
+        steps = total_steps(pipe)
+        if not any(self._due(step, steps) for step in range(1, steps)):
+            name = next(name for name in ("every", "at_step", "at_ratio") if getattr(self, name) is not None)
+            raise ValueError(
+                f"Expected a preview within the {steps} steps of this run, the first of which has none, but got "
+                f"{name}={getattr(self, name)}."
+            )
+        if self.keep is not None and self.keep > candidates:
+            raise ValueError(f"Expected keep of at most the {candidates} candidates of this run, but got {self.keep}.")
         if self.keep is not None and self.keep < candidates:
             check_generators(pipe, call)
             prompts = call.get("batch_size", 1)
             if prompts != 1:
                 raise ValueError(f"Expected one prompt a call where candidates are dropped, but got {prompts}.")
-        # The progress bar lives exactly as long as the pipe's call, however that ends.
+        # The progress bar lives exactly as long as the pipe's call, however that ends; with an exception that is kept,
+        # perhaps until a later run, which is none of its business.
         bar = call.get("progress_bar")
         if bar is not None:
-            weakref.finalize(bar, self.close)
-        steps = getattr(pipe, "num_timesteps", None)
-        if self.at_step is not None and steps is not None and self.at_step >= steps:
-            raise ValueError(f"Expected at_step below the {steps} steps of this run, but got {self.at_step}.")
+            weakref.finalize(bar, _undo_all, self._undo)
 
-    def _due(self, pipe: Any, step: int) -> bool:
+    def _due(self, step: int, steps: int) -> bool:
         if self.every is not None:
             return step >= 1 and (step + 1) % self.every == 0
         if self.at_step is not None:
             return step == self.at_step
-        return step == max(1, int(self.at_ratio * pipe.num_timesteps))
+        return step == max(1, int(self.at_ratio * steps))
 
     def _listen(self, scheduler: Any) -> None:
         """Note the clean prediction of the next step, once."""
-        before = vars(scheduler).get("step")
         original = scheduler.step
         signature = inspect.signature(original)
-
-        def undo() -> None:
-            if vars(scheduler).get("step") is step:
-                vars(scheduler).pop("step")
-                if before is not None:
-                    scheduler.step = before
 
         @functools.wraps(original)
         def step(*args: Any, **kwargs: Any) -> Any:
@@ -200,11 +211,15 @@ class VisualQualityR1Callback(PipelineCallback):
             self._clean = clean_prediction(scheduler, given["model_output"], given["timestep"], given["sample"])
             return original(*args, **kwargs)
 
-        scheduler.step = step
-        self._undo = [undo]
+        undo = put(scheduler, "step", step)
+        self._undo.append(undo)
 
     def _preview(self, pipe: Any, step: int, clean: Tensor, callback_kwargs: dict[str, Any]) -> None:
         pictures = list(self._decode(pipe, clean)) if self._decode else decode(pipe, clean, _call_of(pipe))
+        if len(pictures) != len(self.kept):
+            raise ValueError(
+                f"Expected {len(self.kept)} pictures from decode, one a candidate, but got {len(pictures)}."
+            )
         results = self.picture_scorer(pictures)
         for candidate, picture, result in zip(self.kept, pictures, results, strict=True):
             self.records.append(PreviewRecord(step, candidate, result.score, picture, result))
@@ -216,16 +231,19 @@ class VisualQualityR1Callback(PipelineCallback):
         latents = callback_kwargs["latents"]
         if self.stop_below is not None and not best >= self.stop_below:
             self.stopped = True
-            interrupted = getattr(pipe, "_interrupt", False)
-            self._undo.append(lambda: setattr(pipe, "_interrupt", interrupted))
-            pipe._interrupt = True
+            self._undo.append(put(pipe, "_interrupt", True))
             callback_kwargs["latents"] = clean.to(latents.dtype)
-        elif self.keep is not None and self.keep < len(results) and self._pruner is None:
+        elif self.keep is not None and self.keep < len(results):
             order = sorted(range(len(results)), key=lambda i: (math.isnan(results[i].score), -results[i].score, i))
             rows = sorted(order[: self.keep])
-            self._pruner = Pruner(pipe, rows, latents)
+            self._undo.append(Pruner(pipe, rows, latents).remove)
             self.kept = [self.kept[row] for row in rows]
             callback_kwargs["latents"] = latents[rows]
+
+
+def _undo_all(undo: list[Callable[[], None]]) -> None:
+    while undo:
+        undo.pop()()
 
 
 def _call_of(pipe: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqr1_metric.integrations.diffusers.patching import put, wrap_call
 from vqr1_metric.integrations.diffusers.schedulers import KNOWN_SCHEDULERS, UnsupportedError, row_state, take_rows
 from vqr1_metric.integrations.diffusers.steering import CONDITIONED
 
@@ -110,32 +111,23 @@ class Pruner:
         return value
 
     def _wrap_call(self, module: torch.nn.Module) -> Callable[[], None]:
-        compiled = vars(module).get("_compiled_call_impl")  # see Steering: asked by Module.__call__ before all else
-        call = compiled or module._call_impl
+        def cutting(call: Callable[..., Any]) -> Callable[..., Any]:
+            def cut_call(*args: Any, **kwargs: Any) -> Any:
+                rows = next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), 0)
+                if rows and rows % len(self.kept) == 0:
+                    blocks = rows // len(self.kept)
+                    # The first argument is made of the latents of the kept already.
+                    args = (*args[:1], *(self.cut(a, blocks) for a in args[1:]))
+                    whole = {name for name in _SHARED if getattr(kwargs.get(name), "ndim", 0) == 2}
+                    whole |= {"hidden_states", "sample"}
+                    kwargs = {n: value if n in whole else self.cut(value, blocks) for n, value in kwargs.items()}
+                return call(*args, **kwargs)
 
-        def cut_call(*args: Any, **kwargs: Any) -> Any:
-            rows = next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), 0)
-            if rows and rows % len(self.kept) == 0:
-                blocks = rows // len(self.kept)
-                # The first argument is made of the latents of the kept already.
-                args = (*args[:1], *(self.cut(a, blocks) for a in args[1:]))
-                shared = [name for name in _SHARED if getattr(kwargs.get(name), "ndim", 0) == 2]
-                kwargs = {
-                    name: value if name in shared or name in ("hidden_states", "sample") else self.cut(value, blocks)
-                    for name, value in kwargs.items()
-                }
-            return call(*args, **kwargs)
+            return cut_call
 
-        def undo() -> None:
-            vars(module).pop("_compiled_call_impl", None)
-            if compiled is not None:
-                vars(module)["_compiled_call_impl"] = compiled
-
-        vars(module)["_compiled_call_impl"] = cut_call
-        return undo
+        return wrap_call(module, cutting)
 
     def _wrap_step(self, scheduler: Any) -> Callable[[], None]:
-        before = vars(scheduler).get("step")
         original = scheduler.step
         signature = inspect.signature(original)
 
@@ -147,10 +139,4 @@ class Pruner:
                 given.arguments["generator"] = [generators[row] for row in self.kept]
             return original(*given.args, **given.kwargs)
 
-        def undo() -> None:
-            vars(scheduler).pop("step", None)
-            if before is not None:
-                scheduler.step = before
-
-        scheduler.step = step
-        return undo
+        return put(scheduler, "step", step)

@@ -22,15 +22,15 @@ class Candidate:
     """One candidate of a run, kept or not.
 
     Args:
-        seed: ``torch.Generator().manual_seed(seed)`` passed to the pipe makes it again alone; in a search together with
-            its ``noise``.
+        seed: ``torch.Generator().manual_seed(seed)`` passed to the pipe makes it again alone; after the first round of
+            a search together with its ``noise``.
         preview: decoded prediction of its clean picture, and ``preview_result`` its score; None without a preview.
         survived: was it denoised to the end?
         picture: the final picture (for a video: list of frames), None for those that did not survive.
         result: score of the final picture; NaN with a reason where there is none.
         extras, preview_extras: what other scorers said of the picture and the preview, by name.
         bonus, preview_bonus: their weighted sums.
-        noise: of a search: latents to pass to the pipe, shape ``(1, ...)``.
+        noise: of a search: latents to pass to the pipe, shape ``(1, ...)``; in its first round what the seed drew.
     """
 
     seed: int

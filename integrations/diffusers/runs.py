@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,33 +32,34 @@ class Run:
     def __init__(
         self, best: BestOfN, arguments: dict[str, Any], budget: int | None = None, keep_noise: bool = False
     ) -> None:
-        self.best, self.arguments = best, arguments
+        self.best, self.arguments, self.batch_size = best, arguments, best.batch_size
         self.budget, self.keep_noise = budget, keep_noise
         self.rows, self.made, self.scoring_seconds, self.started = 0, 0, 0.0, time.perf_counter()
         self.snapshots: list[Snapshot] | None = None
 
-    def previews(self, candidates: list[Candidate], preview_at: float) -> list[Snapshot]:
-        """Score the predicted clean picture of every candidate."""
-        snapshots = []
+    def previews(self, candidates: list[Candidate], preview_at: float, save: bool) -> None:
+        """Score the predicted clean picture of every candidate; with ``save``, finals carry on from there."""
+        snapshots: list[Snapshot] = []
         for chunk in self._chunks(candidates):
             pictures, blanked, steering = self._call(chunk, preview_at=preview_at)
             if steering.snapshot is None:
                 raise UnsupportedError(
                     f"{self.best.interface.name} never called its scheduler, so there is no preview."
                 )
-            snapshots.append(steering.snapshot)
+            if save:  # what the denoisers said is as large as all their activations: one chunk's is enough
+                snapshots.append(replace(steering.snapshot, answers={}) if snapshots else steering.snapshot)
             scores = zip(*self._score(pictures, blanked), strict=True)
             for candidate, picture, (result, extras, bonus) in zip(chunk, pictures, scores, strict=True):
                 candidate.preview, candidate.preview_result = picture, result
                 candidate.preview_extras, candidate.preview_bonus = extras, bonus
-        return snapshots
+        self.snapshots = snapshots or None
 
     def finals(self, candidates: list[Candidate]) -> None:
         """Denoise the survivors to the end and score them."""
         survivors = [index for index, candidate in enumerate(candidates) if candidate.survived]
         for places in self._chunks(survivors):
             chunk = [candidates[place] for place in places]
-            rows = [divmod(place, self.best.batch_size) for place in places]
+            rows = [divmod(place, self.batch_size) for place in places]
             resume = Snapshot.gather(self.snapshots, rows) if self.snapshots else None
             pictures, blanked, steering = self._call(chunk, resume=resume)
             self.made += len(chunk)
@@ -83,8 +85,7 @@ class Run:
         return math.ceil(self.rows / self.made * candidates)
 
     def _chunks(self, items: list) -> list[list]:
-        size = self.best.batch_size
-        return [items[start : start + size] for start in range(0, len(items), size)]
+        return [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
 
     def _call(self, chunk: list[Candidate], **steer: Any) -> tuple[list, list[bool], Steering]:
         generators = [torch.Generator().manual_seed(candidate.seed) for candidate in chunk]

@@ -42,7 +42,8 @@ def clean_prediction(scheduler: Any, model_output: Tensor, timestep: Any, sample
     With noise level :math:`\sigma` and signal level :math:`\alpha` of the step (flow matching: :math:`1 - \sigma`):
     ``epsilon``: :math:`(x - \sigma \epsilon) / \alpha`; ``v_prediction``: :math:`\alpha x - \sigma v`; flow matching:
     :math:`x - \sigma v`; ``sample``: the output itself. Euler, LMS and Heun schedulers keep :math:`x / \alpha` and
-    :math:`\sigma / \alpha` instead. The formulas are those of each scheduler's own ``step``.
+    :math:`\sigma / \alpha` instead. The formulas are those of each scheduler's own ``step``, thresholding and clipping
+    included.
 
     Args:
         model_output: shape of ``sample``, or with twice the channels where the model also predicts variances.
@@ -66,7 +67,7 @@ def clean_prediction(scheduler: Any, model_output: Tensor, timestep: Any, sample
     if kind in ("sample", "original_sample"):
         clean = output
     elif name in _FLOW or kind == "flow_prediction":
-        clean = x - sigma * output
+        clean = x + (int(bool(config.get("invert_sigmas"))) - sigma) * output  # inverted levels (Mochi) end at 1
     elif name in _SIGMA:
         clean = x - sigma * output if kind == "epsilon" else x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5
     else:
@@ -76,9 +77,17 @@ def clean_prediction(scheduler: Any, model_output: Tensor, timestep: Any, sample
         else:
             alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
         clean = (x - sigma * output) / alpha if kind == "epsilon" else alpha * x - sigma * output
-    if config.get("clip_sample"):
+    if config.get("thresholding"):
+        clean = scheduler._threshold_sample(clean)
+    elif config.get("clip_sample"):
         clean = clean.clamp(-config.clip_sample_range, config.clip_sample_range)
     return clean.to(sample.dtype)
+
+
+def total_steps(pipe: Any) -> int:
+    """Steps of the pipe's running call (image-to-image runs only the last of its scheduler's steps)."""
+    steps = getattr(pipe, "_num_timesteps", None)
+    return steps if isinstance(steps, int) and steps > 0 else len(pipe.scheduler.timesteps)
 
 
 def row_state(scheduler: Any) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, clean_prediction, row_state, take_rows
+from vqr1_metric.integrations.diffusers.patching import wrap_call
+from vqr1_metric.integrations.diffusers.schedulers import (
+    UnsupportedError,
+    clean_prediction,
+    row_state,
+    take_rows,
+    total_steps,
+)
 
 #: Components whose calls are counted in denoiser rows.
 DENOISERS = ("unet", "transformer", "transformer_2")
@@ -73,8 +80,11 @@ class Snapshot:
 
     @staticmethod
     def gather(snapshots: Sequence[Snapshot], rows: Sequence[tuple[int, int]]) -> Snapshot:
-        """Chosen candidates, as pairs (position in ``snapshots``, row), of chunks that stand at the same step."""
-        first = snapshots[rows[0][0]]
+        """Chosen candidates, as pairs (position in ``snapshots``, row), of chunks that stand at the same step.
+
+        The denoisers' answers are taken from the first snapshot; the others need not hold any.
+        """
+        first = snapshots[0]
         old = len(first.latents)
         answers = {key: answer.resized(old, len(rows)) for key, answer in first.answers.items()}
         return Snapshot(
@@ -152,32 +162,25 @@ class Steering:
             self._undo.pop()()
 
     def _gate(self, name: str, module: torch.nn.Module) -> None:
-        # Module.__call__ asks this attribute first (it is how Module.compile works), before hooks and before forward.
-        # Straight into __dict__, because a compiled module hands attribute assignments on to the module that it wraps.
-        compiled = vars(module).get("_compiled_call_impl")
-        call = compiled or module._call_impl
+        def gate(call: Callable[..., Any]) -> Callable[..., Any]:
+            def gated(*args: Any, **kwargs: Any) -> Any:
+                given = next((a for a in (*args, *kwargs.values()) if isinstance(a, (Tensor, list))), None)
+                rows = 0 if given is None else len(given)
+                key = (name, rows // len(self.generators))
+                turns = (_TURNS.get(name), key[1])
+                if self._skipping and (known := self._answers.get(key) or self._answers.get(turns)):
+                    return known.output
+                self._check_preview_step()
+                output = call(*args, **kwargs)
+                if name in DENOISERS:
+                    self.rows += rows
+                if self.preview_at is not None:
+                    self._answers[key] = _Answer(output, isinstance(given, list))
+                return output
 
-        def gated(*args: Any, **kwargs: Any) -> Any:
-            given = next((a for a in (*args, *kwargs.values()) if isinstance(a, (Tensor, list))), None)
-            rows = 0 if given is None else len(given)
-            key = (name, rows // len(self.generators))
-            if self._skipping and (known := self._answers.get(key) or self._answers.get((_TURNS.get(name), key[1]))):
-                return known.output
-            self._check_preview_step()
-            output = call(*args, **kwargs)
-            if name in DENOISERS:
-                self.rows += rows
-            if self.preview_at is not None:
-                self._answers[key] = _Answer(output, isinstance(given, list))
-            return output
+            return gated
 
-        def restore() -> None:
-            vars(module).pop("_compiled_call_impl", None)
-            if compiled is not None:
-                vars(module)["_compiled_call_impl"] = compiled
-
-        vars(module)["_compiled_call_impl"] = gated
-        self._undo.append(restore)
+        self._undo.append(wrap_call(module, gate, always=True))
 
     # ---------------------------------------------------------------- steps
 
@@ -185,8 +188,7 @@ class Steering:
         """Before the first denoiser call, when the number of steps is known."""
         if self.preview_at is None or self._stop is not None:
             return
-        total = getattr(self.pipe, "_num_timesteps", None)  # image-to-image runs only the last of the scheduler's steps
-        total = len(self.pipe.scheduler.timesteps) if not isinstance(total, int) or total < 1 else total
+        total = total_steps(self.pipe)
         self._stop = max(1, math.floor(self.preview_at * total + 1e-6))
         if self._stop >= total:
             raise ValueError(
@@ -207,7 +209,8 @@ class Steering:
         if len(sample) != len(self.generators):
             raise UnsupportedError(
                 f"Expected one row of latents for each of {len(self.generators)} candidates, but "
-                f"{type(self.pipe).__name__} denoises {len(sample)}."
+                f"{type(self.pipe).__name__} denoises {len(sample)}. "
+                "A callback that drops candidates cannot be passed to BestOfN."
             )
         if "generator" in given and given["generator"] is None:
             bound.arguments["generator"] = self.generators

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
 from vqr1_metric.integrations.diffusers.schedulers import KNOWN_SCHEDULERS, UnsupportedError
 from vqr1_metric.integrations.diffusers.steering import DENOISERS
 
@@ -50,8 +52,10 @@ TAKES_NOISE = {
 #: Arguments that say how many pictures one prompt gives.
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 #: Arguments that may hold one entry for each prompt of a list of prompts.
-PER_PROMPT = {"prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3"}
-PER_PROMPT |= {"image", "mask_image", "control_image"}
+_TEXTS = {"prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3"}
+_PICTURES = {"image", "mask_image", "control_image"}
+#: Pipelines to which a list of pictures is all for one prompt.
+_SEVERAL_PICTURES = {"Flux2KleinPipeline", "Flux2Pipeline"}
 
 #: Given one picture for several candidates, these pipelines draw its encoding from the first candidate's generator, so
 #: the others would not be what they are alone. Given one picture for each candidate they draw from each one's own.
@@ -83,6 +87,8 @@ class PipeInterface:
         unknown = sorted(set(arguments) - set(self.defaults))
         if unknown:
             raise TypeError(f"{self.name} takes no {', '.join(unknown)}.")
+        if arguments.get("generator") is not None:
+            raise TypeError("Expected no generator here: pass seed=, the seed of the first candidate.")
         if self.count in arguments:
             raise TypeError(f"Expected n instead of {self.count}.")
         if arguments.get("latents") is not None:
@@ -93,6 +99,33 @@ class PipeInterface:
             )
         if arguments.get("return_dict", True) is not True:
             raise ValueError("Expected return_dict to be left alone.")
+
+    def of_prompt(self, pipe: Any, arguments: dict[str, Any], place: int, prompts: int) -> dict[str, Any]:
+        """``arguments`` of one of several prompts: what is listed once a prompt is shared out."""
+        several = self.name in _SEVERAL_PICTURES or self.name not in CARRIES_ON
+        several |= hasattr(getattr(pipe, "controlnet", None), "nets")
+
+        def own(name: str, value: Any) -> Any:
+            if not isinstance(value, list) or name not in _TEXTS | _PICTURES:
+                return value
+            if name in _TEXTS and len(value) != prompts:
+                raise ValueError(f"Expected one {name} for each of {prompts} prompts, but got {len(value)}.")
+            nested = all(isinstance(entry, list) for entry in value)
+            whole = name in _PICTURES and (len(value) != prompts or (several and not nested))
+            return value if whole else value[place]
+
+        return {name: own(name, value) for name, value in arguments.items()}
+
+    def remembers(self, pipe: Any) -> str | None:
+        """What in the pipe carries over from step to step beside latents and scheduler, or None."""
+        for name in DENOISERS:
+            module = getattr(pipe, name, None)
+            if getattr(module, "is_cache_enabled", False) or _has_stateful_hooks(module):
+                return f"{name} caches activations from step to step"
+        guider = getattr(pipe, "guider", None)  # of modular pipelines; some keep a moving average
+        if guider is not None and type(guider).__name__ != "ClassifierFreeGuidance":
+            return f"{type(guider).__name__} was not tested for it"
+        return None
 
     def check_noise(self) -> None:
         """Raise where the first noise of a candidate may not be what the pipe takes as ``latents``."""
@@ -111,11 +144,7 @@ class PipeInterface:
             return f"{scheduler} was not tested for it"
         if arguments.get("callback_on_step_end") is not None or arguments.get("callback") is not None:
             return "a callback of yours may change the run"
-        for name in DENOISERS:
-            module = getattr(pipe, name, None)
-            if getattr(module, "is_cache_enabled", False):
-                return f"{name} caches activations from step to step"
-        return None
+        return self.remembers(pipe)
 
     def call(self, pipe: Any, arguments: dict[str, Any], count: int, generators: list) -> tuple[list, list[bool]]:
         """Run the pipe for ``count`` candidates.
@@ -140,6 +169,14 @@ class PipeInterface:
                 raise UnsupportedError(f"Expected pictures or videos, but {self.name} gave {type(output).__name__}.")
             blanked = getattr(output, "nsfw_content_detected", None)
         return list(pictures), list(blanked) if blanked else [False] * count
+
+
+def _has_stateful_hooks(module: Any) -> bool:
+    """Does it hold hooks of diffusers that remember earlier calls (caches applied without ``enable_cache``)?"""
+    if not isinstance(module, torch.nn.Module):
+        return False
+    registries = (getattr(part, "_diffusers_hook", None) for part in module.modules())
+    return any(hook._is_stateful for registry in registries if registry for hook in registry.hooks.values())
 
 
 def _is_modular(pipe: Any) -> bool:

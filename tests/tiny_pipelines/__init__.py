@@ -5,7 +5,9 @@ where a pipeline repeats its text for several pictures only if it encodes it its
 passed.
 """
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import diffusers
@@ -14,7 +16,7 @@ import torch
 from tiny_pipelines import transformers, unets  # noqa: F401 (they fill FAMILIES)
 from tiny_pipelines.parts import FAMILIES, TinyPipe
 
-__all__ = ["FAMILIES", "TinyPipe", "build"]
+__all__ = ["FAMILIES", "TinyPipe", "build", "failing", "offload"]
 
 
 def build(family: str, scheduler: str | None = None, **scheduler_options: Any) -> TinyPipe:
@@ -30,3 +32,30 @@ def build(family: str, scheduler: str | None = None, **scheduler_options: Any) -
         tiny.pipe.scheduler = kind.from_config(tiny.pipe.scheduler.config, **scheduler_options)
     tiny.pipe.set_progress_bar_config(disable=True)
     return tiny
+
+
+@contextlib.contextmanager
+def failing(module: torch.nn.Module, number: int) -> Iterator[None]:
+    """Within, the call of this number (from 1) of a module ends in a RuntimeError."""
+    calls = 0
+
+    def fail(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise RuntimeError("out of memory")
+
+    hook = module.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def offload(pipe: Any, kind: str) -> None:
+    """Let the hooks of ``"model offload"`` or ``"group offload"`` move weights, from the CPU to the CPU."""
+    if kind == "model offload":
+        pipe.enable_model_cpu_offload(device="cpu")
+    else:
+        cpu = torch.device("cpu")
+        pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")

@@ -2,6 +2,7 @@
 
 import math
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,8 @@ from diffusers_matrix import difference, make_alone
 from PIL import Image
 from stub_scorer import formula_scorer
 from tiny_pipelines import build
+from tiny_pipelines.parts import picture
+from tiny_pipelines.unets import control, sd_parts
 
 from vqr1_metric.integrations.diffusers import BestOfN
 from vqr1_metric.metric import VisualQualityR1Score
@@ -17,11 +20,6 @@ from vqr1_metric.scorer import QualityScorer
 torch.set_num_threads(1)
 # diffusers and its schedulers warn about their own coming changes.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
-
-
-@pytest.fixture
-def sd():
-    return build("sd")
 
 
 def test_denoiser_rows_are_as_promised(sd):
@@ -131,6 +129,26 @@ def test_lists_of_prompts_and_what_belongs_to_each(sd):
     together = best(prompts, n=3, negative_prompt=negatives, **common)
     for prompt, negative, output in zip(prompts, negatives, together, strict=True):
         assert best(prompt, n=3, negative_prompt=negative, **common).scores == output.scores
+
+
+def test_pictures_in_lists_are_those_of_each_prompt_unless_a_prompt_takes_several():
+    red, grey = Image.new("RGB", (32, 32), "red"), picture()
+    tiny = build("img2img")
+    common = {name: value for name, value in tiny.arguments.items() if name not in ("prompt", "image")}
+    best = BestOfN(tiny.pipe, formula_scorer())
+    for text, image, out in zip("ab", (red, grey), best(["a", "b"], n=2, image=[red, grey], **common), strict=True):
+        assert best(text, n=2, image=image, **common).scores == out.scores
+
+    both = [control(cross_attention_dim=32, attention_head_dim=4) for _ in range(2)]
+    pipe = diffusers.StableDiffusionControlNetPipeline(**sd_parts(), controlnet=both)
+    pipe.set_progress_bar_config(disable=True)
+    best = BestOfN(pipe, formula_scorer())
+    common |= {"height": 32, "width": 32}
+    del common["strength"]
+    alone = [best("a", n=2, image=images, **common).scores for images in ([red, grey], [grey, red])]
+    assert alone[0] != alone[1]
+    assert [out.scores for out in best(["a", "a"], n=2, image=[red, grey], **common)] == [alone[0]] * 2
+    assert [out.scores for out in best(["a", "a"], n=2, image=[[red, grey], [grey, red]], **common)] == alone
 
 
 def test_grid(sd):

@@ -46,6 +46,25 @@ def test_previews_are_those_of_the_callback_in_the_usual_pipeline():
         assert difference(ours.preview, theirs.preview) <= 1
 
 
+@pytest.mark.parametrize(
+    ("options", "scheduler", "match"),
+    [
+        ({"at_step": 6}, None, "within the 6 steps of this run, but got at_step=6"),
+        ({"every": 7}, None, "within the 6 steps of this run, but got every=7"),
+        ({"every": 6}, "KDPM2DiscreteScheduler", "but got KDPM2DiscreteScheduler"),
+    ],
+)
+def test_what_cannot_work_ends_the_run_at_its_first_step(options, scheduler, match):
+    pipe, tiny = modular(VisualQualityR1Block(formula_scorer(), **options))
+    if scheduler is not None:
+        pipe.update_components(scheduler=build("sdxl", scheduler).pipe.scheduler)
+    denoised = []
+    pipe.unet.register_forward_pre_hook(lambda *_: denoised.append(1))
+    with pytest.raises(ValueError, match=match):
+        pipe(**tiny.arguments, output="images")
+    assert len(denoised) == 2  # with and without the prompt
+
+
 def test_bad_arguments():
     for options in ({}, {"every": 1, "at_step": 1}, {"every": 0}, {"at_step": -1}):
         with pytest.raises(ValueError, match="Expected"):

@@ -3,13 +3,16 @@
 import gc
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers_matrix import difference
+from PIL import Image
 from stub_scorer import formula_scorer
-from tiny_pipelines import build
+from tiny_pipelines import build, failing, offload
+from tiny_pipelines.unets import sd_parts, unet
 
 from vqr1_metric.integrations.diffusers import BestOfN, UnsupportedError, VisualQualityR1Callback
 from vqr1_metric.integrations.diffusers.decoding import DECODED
@@ -44,11 +47,6 @@ PAIRS = [
     ("wan", "UniPCMultistepScheduler"),
     ("wan22", "UniPCMultistepScheduler"),
 ]
-
-
-@pytest.fixture
-def sd():
-    return build("sd")
 
 
 def call(tiny, n, callback=None, family="sd", **options):
@@ -207,13 +205,10 @@ def test_a_tensorboard_log(sd, tmp_path):
 def test_dropping_candidates_of_other_kinds_of_pipes(sd, kind):
     if kind == "compiled":
         sd.pipe.unet.compile(backend="eager")
-    elif kind == "model offload":
-        sd.pipe.enable_model_cpu_offload(device="cpu")
-    elif kind == "group offload":
-        cpu = torch.device("cpu")
-        sd.pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
-    else:
+    elif kind == "bfloat16":
         sd.pipe.to(torch.bfloat16)
+    else:
+        offload(sd.pipe, kind)
     compiled = vars(sd.pipe.unet).get("_compiled_call_impl")
     everyone = call(sd, 4)
     callback = VisualQualityR1Callback(formula_scorer(), at_step=2, keep=2)
@@ -264,26 +259,75 @@ def test_a_real_model_scores_previews_as_pictures(sd, tiny_qwen2_5_vl):
 @pytest.mark.parametrize("failing_call", [3, 5])
 def test_pipe_is_left_as_found_after_an_exception(sd, failing_call):
     everyone = call(sd, 4)
-    calls = []
-
-    def fail(module, args):
-        calls.append(1)
-        if len(calls) == failing_call:
-            raise RuntimeError("out of memory")
-
-    hook = sd.pipe.unet.register_forward_pre_hook(fail)
     callback = VisualQualityR1Callback(formula_scorer(), at_step=2, keep=2)
-    with pytest.raises(RuntimeError, match="out of memory") as caught:
+    with failing(sd.pipe.unet, failing_call), pytest.raises(RuntimeError, match="out of memory") as caught:
         call(sd, 4, callback)
     # Even while the exception, and with it the interrupted call, is alive: another batch passes untouched.
     assert difference(call(sd, 2), everyone[:2]) <= 1e-5
-    hook.remove()
     del caught
     gc.collect()
     assert not patched(sd.pipe)
     assert difference(call(sd, 4), everyone) == 0
     pictures = call(sd, 4, callback)
     assert difference(pictures, everyone[callback.kept]) <= 1e-5
+
+
+def test_an_exception_that_is_forgotten_late_leaves_the_next_run_alone(sd):
+    everyone = call(sd, 4)
+    callback = VisualQualityR1Callback(formula_scorer(), at_step=2, keep=2)
+    kept = []
+    with failing(sd.pipe.unet, 5), pytest.raises(RuntimeError, match="out of memory") as caught:
+        call(sd, 4, callback)
+    kept.append(caught._excinfo)
+    del caught
+    steps = []
+
+    def forget(*_):
+        steps.append(1)
+        if len(steps) == 5:
+            kept.clear()
+            gc.collect()
+
+    sd.pipe.unet.register_forward_pre_hook(forget)
+    pictures = call(sd, 4, callback)
+    assert difference(pictures, everyone[callback.kept]) <= 1e-5
+    assert not patched(sd.pipe)
+
+
+def test_within_best_of_n(sd):
+    plain = BestOfN(sd.pipe, formula_scorer())(n=4, **sd.arguments)
+    callback = VisualQualityR1Callback(formula_scorer(), every=2)
+    out = BestOfN(sd.pipe, formula_scorer())(n=4, callback_on_step_end=callback, **sd.arguments)
+    assert (out.scores, out.seeds) == (plain.scores, plain.seeds)
+    assert len(callback.records) == 4 * 3
+    pruning = VisualQualityR1Callback(formula_scorer(), at_step=2, keep=2)
+    with pytest.raises(UnsupportedError, match="cannot be passed to BestOfN"):
+        BestOfN(sd.pipe, formula_scorer())(n=4, callback_on_step_end=pruning, **sd.arguments)
+    gc.collect()
+    assert not patched(sd.pipe)
+
+
+def test_pipelines_that_do_not_stop_are_refused(sd):
+    parts = sd_parts() | {"unet": unet(time_cond_proj_dim=8), "scheduler": diffusers.LCMScheduler(clip_sample=False)}
+    lcm = SimpleNamespace(pipe=diffusers.LatentConsistencyModelPipeline(**parts), arguments=sd.arguments)
+    lcm.pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(UnsupportedError, match="cannot be interrupted"):
+        call(lcm, 2, VisualQualityR1Callback(formula_scorer(), at_step=2, stop_below=4.99))
+    callback = VisualQualityR1Callback(formula_scorer(), every=2)
+    pictures = call(lcm, 2, callback)
+    for record, picture in zip(callback.records[-2:], pictures, strict=True):
+        assert difference(record.preview, (picture * 255).round()) <= 1
+
+    class Deaf(type(sd.pipe)):  # it has the property and does not ask it
+        interrupt = False
+
+    deaf = Deaf(**sd.pipe.components, requires_safety_checker=False)
+    callback = VisualQualityR1Callback(
+        formula_scorer(), at_step=2, stop_below=4.99, decode=lambda pipe, latents: [Image.new("RGB", (32, 32))] * 2
+    )
+    with pytest.raises(UnsupportedError, match="Deaf cannot be interrupted"):
+        call(SimpleNamespace(pipe=deaf, arguments=sd.arguments), 2, callback)
+    assert not patched(deaf)
 
 
 def test_bad_arguments(sd):
@@ -301,8 +345,13 @@ def test_bad_arguments(sd):
             VisualQualityR1Callback(scorer, **options)
     with pytest.raises(TypeError, match="a metric with a scorer"):
         VisualQualityR1Callback(object(), every=2)
-    with pytest.raises(ValueError, match="at_step below the 6 steps"):
-        call(sd, 1, VisualQualityR1Callback(scorer, at_step=6))
+    for steps, options in [(6, {"at_step": 6}), (6, {"every": 7}), (1, {"every": 1}), (1, {"at_ratio": 0.5})]:
+        with pytest.raises(ValueError, match=f"within the {steps} steps of this run"):
+            call(sd, 1, VisualQualityR1Callback(scorer, **options), num_inference_steps=steps)
+    with pytest.raises(ValueError, match="keep of at most the 2 candidates"):
+        call(sd, 2, VisualQualityR1Callback(scorer, at_step=2, keep=3))
+    with pytest.raises(ValueError, match="Expected 2 pictures from decode"):
+        call(sd, 2, VisualQualityR1Callback(scorer, at_step=2, decode=lambda pipe, latents: []))
     with pytest.raises(ValueError, match="one prompt a call"):
         sd.pipe(
             **(sd.arguments | {"prompt": ["a cat", "a dog"]}),

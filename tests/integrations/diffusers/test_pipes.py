@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers_matrix import difference, make_alone
 from stub_scorer import formula_scorer
-from tiny_pipelines import build
+from tiny_pipelines import failing, offload
 
 from vqr1_metric.integrations.diffusers import BestOfN
 from vqr1_metric.scorer import QualityScorer
@@ -12,11 +12,6 @@ from vqr1_metric.scorer import QualityScorer
 torch.set_num_threads(1)
 # diffusers and its schedulers warn about their own coming changes.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
-
-
-@pytest.fixture
-def sd():
-    return build("sd")
 
 
 def state_of(pipe):
@@ -43,17 +38,8 @@ def test_pipe_is_left_as_found(sd, strategy):
 def test_pipe_is_left_as_found_after_an_exception(sd, failing_call):
     before = make_alone(sd, 3)
     state = state_of(sd.pipe)
-    calls = []
-
-    def fail(module, args):
-        calls.append(1)
-        if len(calls) == failing_call:
-            raise RuntimeError("out of memory")
-
-    hook = sd.pipe.unet.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with failing(sd.pipe.unet, failing_call), pytest.raises(RuntimeError, match="out of memory"):
         BestOfN(sd.pipe, formula_scorer())(n=4, preview_at_ratio=0.5, **sd.arguments)
-    hook.remove()
     assert state_of(sd.pipe) == state
     assert difference(make_alone(sd, 3), before) == 0
 
@@ -84,14 +70,11 @@ def test_compiled_denoisers(sd, wrapper):
 def test_offloading_and_slicing(sd, kind):
     arguments = dict(sd.arguments, n=4, preview_at_ratio=0.5, survivors=2)
     plain = BestOfN(sd.pipe, formula_scorer())(**arguments)
-    if kind == "model offload":
-        sd.pipe.enable_model_cpu_offload(device="cpu")
-    elif kind == "group offload":
-        cpu = torch.device("cpu")
-        sd.pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
-    else:
+    if kind == "slicing":
         sd.pipe.vae.enable_slicing()
         sd.pipe.enable_attention_slicing()
+    else:
+        offload(sd.pipe, kind)
     before = kept_hooks(sd.pipe)
     assert kind == "slicing" or before
     out = BestOfN(sd.pipe, formula_scorer())(**arguments)

@@ -4,6 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
+from diffusers.guiders import AdaptiveProjectedGuidance
+from diffusers.hooks import apply_first_block_cache
+from diffusers_matrix import difference, make_alone
 from stub_scorer import formula_scorer
 from tiny_pipelines import build
 
@@ -13,11 +17,6 @@ from vqr1_metric.scorer import QualityScorer
 torch.set_num_threads(1)
 # diffusers and its schedulers warn about their own coming changes.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
-
-
-@pytest.fixture
-def sd():
-    return build("sd")
 
 
 def test_bad_arguments_are_refused_before_any_denoising(sd):
@@ -39,6 +38,7 @@ def test_bad_arguments_are_refused_before_any_denoising(sd):
         (ValueError, "one seed for each of n=8", {"seeds": [1]}),
         (ValueError, "one generator for each of n=4", {"n": 4, "generator": [torch.Generator()] * 3}),
         (ValueError, "one generator for each of n=4", {"n": 4, "generator": torch.Generator()}),
+        (ValueError, "generators on the CPU", {"n": 1, "generator": [SimpleNamespace(device=torch.device("cuda", 0))]}),
         (ValueError, "latents", {"latents": torch.zeros(8, 4, 16, 16)}),
         (ValueError, "output_type", {"output_type": "latent"}),
         (TypeError, "takes no colour", {"colour": "red"}),
@@ -48,6 +48,8 @@ def test_bad_arguments_are_refused_before_any_denoising(sd):
             best(**(prompt | arguments))
     with pytest.raises(ValueError, match="at least one prompt"):
         best([])
+    with pytest.raises(ValueError, match="one negative_prompt for each of 2 prompts, but got 3"):
+        best(**prompt | {"prompt": ["a cat", "a dog"], "negative_prompt": ["blur"] * 3})
     used = torch.Generator().manual_seed(0)
     torch.randn(1, generator=used)
     with pytest.raises(ValueError, match="fresh generators"):
@@ -119,16 +121,40 @@ def test_what_is_not_known_to_be_exact_restarts_or_is_refused(sd):
         best(strategy="inplace", callback_on_step_end=callback, **arguments)
 
 
-def test_cached_activations_restart():
-    from diffusers import FirstBlockCacheConfig
-
+@pytest.mark.parametrize("applied", [False, True])
+def test_cached_activations_restart_one_by_one(applied):
+    """They are those of earlier steps, and one decision to use them is made for the whole batch."""
     flux = build("flux")
+    flux.arguments |= {"output_type": "np", "num_inference_steps": 12}
+    arguments = flux.arguments
     best = BestOfN(flux.pipe, formula_scorer())
-    assert best(n=2, preview_at_ratio=0.5, **flux.arguments).strategy == "inplace"
-    flux.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-    assert best(n=2, preview_at_ratio=0.5, **flux.arguments).strategy == "restart"
+    assert best.batch_size == 4
+    config = FirstBlockCacheConfig(threshold=0.2)
+    if applied:
+        apply_first_block_cache(flux.pipe.transformer, config)
+    else:
+        flux.pipe.transformer.enable_cache(config)
+    plain = best(n=4, keep=4, **arguments)
+    pruned = best(n=4, preview_at_ratio=0.5, survivors=2, **arguments)
+    assert (pruned.strategy, best.batch_size) == ("restart", 1)
+    for record, same in zip(pruned.records, plain.records, strict=True):
+        assert not record.survived or difference(record.picture, same.picture) <= 1e-5
+        assert difference(make_alone(flux, same.seed), same.picture) <= 1e-5
     with pytest.raises(UnsupportedError, match="caches activations"):
-        best(n=2, preview_at_ratio=0.5, strategy="inplace", **flux.arguments)
+        best(n=2, preview_at_ratio=0.5, strategy="inplace", **arguments)
+
+
+def test_guiders_that_may_keep_a_moving_average_restart():
+    tiny = build("sdxl_modular")
+    arguments = tiny.arguments | {"output_type": "np"}
+    tiny.pipe.update_components(
+        guider=AdaptiveProjectedGuidance(guidance_scale=5.0, adaptive_projected_guidance_momentum=-0.5)
+    )
+    best = BestOfN(tiny.pipe, formula_scorer())
+    plain, pruned = best(n=3, keep=3, **arguments), best(n=3, preview_at_ratio=0.5, survivors=1, **arguments)
+    assert pruned.strategy == "restart"
+    for record, same in zip(pruned.records, plain.records, strict=True):
+        assert not record.survived or difference(record.picture, same.picture) <= 1e-5
 
 
 def test_scheduler_without_clean_prediction():

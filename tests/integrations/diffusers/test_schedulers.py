@@ -57,6 +57,36 @@ def test_clean_predictions_of_the_solvers(name, prediction_type):
         sample = scheduler.step(output, timestep, sample).prev_sample
 
 
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
+)
+def test_clean_predictions_are_thresholded_as_the_scheduler_does(name):
+    scheduler = getattr(diffusers, name)(thresholding=True, sample_max_value=1.5)
+    scheduler.set_timesteps(6)
+    sample, output = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    timestep = scheduler.timesteps[0]
+    clean = clean_prediction(scheduler, output, timestep, sample)
+    if hasattr(scheduler, "convert_model_output"):
+        theirs = scheduler.convert_model_output(output, sample=sample)
+    else:
+        theirs = scheduler.step(output, timestep, sample).pred_original_sample
+    assert torch.allclose(clean, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_clean_prediction_of_a_straight_flow_is_where_it_ends(inverted):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=inverted)
+    scheduler.set_timesteps(5)
+    clean, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    velocity = clean - noise if inverted else noise - clean
+    sample = noise
+    for timestep in scheduler.timesteps:
+        found = clean_prediction(scheduler, velocity, timestep, sample)
+        sample = scheduler.step(velocity, timestep, sample).prev_sample
+        assert torch.allclose(found, clean, atol=1e-5)
+    assert torch.allclose(sample, clean, atol=1e-5)
+
+
 def test_clean_prediction_of_an_exact_denoiser_is_the_clean_picture():
     generator = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 2, 4, 8, 8, generator=generator)

@@ -19,11 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 SEARCHED = ["sd", "controlnet", "sdxl", "sd3", "flux", "pixart", "sana", "qwen_image", "z_image", "ltx", "wan", "wan22"]
 
 
-@pytest.fixture
-def sd():
-    return build("sd")
-
-
 def green(pictures, prompt):
     """Another scorer: mean green in [0, 1]."""
     assert prompt == "a lighthouse"
@@ -85,6 +80,19 @@ def test_noise_passed_as_latents_makes_the_same_picture(family):
         assert difference(again, record.picture) <= 1e-5
 
 
+@pytest.mark.parametrize("scheduler", ["EulerAncestralDiscreteScheduler", "LCMScheduler", "EulerDiscreteScheduler"])
+def test_candidates_of_a_search_are_made_again_as_documented(scheduler):
+    """Also where the scheduler draws noise, from the generator that drew a first candidate's latents before."""
+    tiny = build("sd", scheduler)
+    arguments = tiny.arguments | {"output_type": "np"}
+    out = BestOfN(tiny.pipe, formula_scorer()).search(budget=12 * 4, n=2, neighbours=2, **arguments)
+    assert len(out.records) == 4
+    for place, record in enumerate(out.records):
+        noise = {} if place < 2 else {"latents": record.noise}
+        again = tiny.pipe(**arguments, **noise, generator=torch.Generator().manual_seed(record.seed)).images[0]
+        assert difference(again, record.picture) <= 1e-5
+
+
 def test_searched_families_are_those_that_are_allowed():
     assert {type(build(family).pipe).__name__ for family in SEARCHED} == TAKES_NOISE
     refused = set(FAMILIES) - set(SEARCHED)
@@ -127,3 +135,7 @@ def test_bad_arguments_of_a_search(sd):
     ]:
         with pytest.raises(ValueError, match=match):
             best.search(**options, **sd.arguments)
+    with pytest.raises(TypeError, match="no generator here"):
+        best.search(budget=100, generator=torch.Generator(), **sd.arguments)
+    with pytest.raises(TypeError, match="one prompt to search for"):
+        best.search(budget=100, **sd.arguments | {"prompt": ["a cat", "a dog"]})
