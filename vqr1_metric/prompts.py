@@ -1,8 +1,7 @@
 """The two questions the model was trained with, word for word, and their version.
 
 Source: VisualQuality-R1 (arXiv 2505.14460) and its released scripts. A single changed word changes the scores, so the
-    version
-is recorded beside every result and takes part in the metric's fingerprint.
+version is recorded beside every result and takes part in the metric's fingerprint.
 """
 
 from __future__ import annotations

@@ -74,6 +74,23 @@ def test_scores_of_others_stand_beside(labelled: Path, backend) -> None:
     assert scorers(alone)["niqe"]["values"]["srcc"] < -0.9 and backend.pictures == 24
 
 
+def test_scores_of_a_file_are_found_by_the_pictures_name_and_keep_their_reasons(labelled: Path, backend) -> None:
+    lines = (labelled / "labels.csv").read_text().splitlines()
+    names = [line.split(",")[0] for line in lines[1:]]
+    (labelled / "labels.csv").write_text("\n".join(lines).replace(".png", ".bmp"))  # published as BMP, stored as PNG
+    rows = [f"elsewhere/{name},{i},," for i, name in enumerate(names)]
+    rows[3] = f"elsewhere/{names[3]},nan,is damaged"  # as vqr1 score writes it
+    rows.append(f"elsewhere/{names[5]},99,")
+    (labelled / "o.csv").write_text("\n".join(["path,score,error", *rows, rows[7]]) + "\n")
+    results = evaluate(labelled, "--scores", str(labelled / "o.csv"), "--no-baselines")
+    assert scorers(results)["o"]["n"] == 22 and scorers(results)["o"]["left_out"] == 2
+    problems = {row["subject"]: row["detail"] for row in results["sets"][0]["dataset"]["problems"]}
+    assert problems == {
+        names[3].replace("png", "bmp"): "o: is damaged",
+        names[5].replace("png", "bmp"): "o: occurs more than once in the file of scores, with different scores",
+    }
+
+
 def test_bad_labels_do_not_stop_the_run(labelled: Path, backend) -> None:
     with (labelled / "labels.csv").open("a") as file:
         file.write("gone.png,3\n0_0.png,9\nbroken.png,2\nword.png,good\n")
@@ -81,12 +98,12 @@ def test_bad_labels_do_not_stop_the_run(labelled: Path, backend) -> None:
     save_picture(labelled / "pictures" / "unlabelled.png", 0.5)
     results = evaluate(labelled)
     counts = results["sets"][0]["dataset"]["problem_counts"]
-    # broken.png has no score from any of the three scorers
-    assert counts == {"missing picture": 1, "missing label": 2, "duplicate": 1, "bad row": 1, "no score": 3}
+    # broken.png has no score from any of the three scorers; 0_0.png has labels, though they contradict each other
+    assert counts == {"missing picture": 1, "missing label": 1, "duplicate": 1, "bad row": 1, "no score": 3}
     assert scorers(results)["linear"]["n"] == 23 and scorers(results)["linear"]["left_out"] == 1
     problems = results["sets"][0]["dataset"]["problems"]
     assert any("linear: is not a picture" in row["detail"] for row in problems if row["subject"] == "broken.png")
-    assert "Left out or noted: 1 label rows without a picture" in (labelled / "out" / "table.md").read_text()
+    assert "label rows without a picture: 1; pictures without a label: 1;" in (labelled / "out" / "table.md").read_text()
 
 
 def test_no_cell_is_a_formula(labelled: Path, backend) -> None:

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import math
+import os
 import re
 from html import unescape
 from pathlib import Path
@@ -16,8 +18,10 @@ from PIL import Image
 
 from vqr1_metric import records
 from vqr1_metric.cli import main
+from vqr1_metric.evaluation.baselines import baseline_scores
 from vqr1_metric.evaluation.page import script_json
 from vqr1_metric.evaluation.plots import Plot, histogram, ticks
+from vqr1_metric.evaluation.scoring import picture_hash
 from vqr1_metric.evaluation.thumbnails import thumbnail
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.functional.parsing import ParsedReply
@@ -78,10 +82,12 @@ def test_report_fetches_nothing_and_texts_stay_texts(report: Path) -> None:
 
 def test_report_of_a_table_and_of_a_plain_list(tmp_path: Path) -> None:
     save_picture(tmp_path / "pictures" / "a.png", 0.5)
-    scores = write_scores(tmp_path, [result("a.png", 2.0)], ".csv")
+    failed = ImageScore.failed("gone.png", "gone.png: no such file")
+    scores = write_scores(tmp_path, [result("a.png", 2.0), failed], ".csv")
     arguments = ["report", str(scores), "-o", str(tmp_path / "r.html"), "--images", str(tmp_path / "pictures")]
     assert main([*arguments, "--silent", "--title", "A & B"]) == 0
-    (row,) = rows_of(tmp_path / "r.html")
+    row, failed = rows_of(tmp_path / "r.html")
+    assert failed["s"] is None and failed["e"] == "no such file"
     assert (row["s"], row["d"], row["l"], row["h"], row["p"]) == (2.0, 0.5, 1.5, 2.5, None) and row["t"]
     assert "<h1>A &amp; B</h1>" in (tmp_path / "r.html").read_text()
     (tmp_path / "plain.csv").write_text("image,score\na.png,3.5\n")
@@ -107,6 +113,8 @@ def test_same_scores_same_bytes_and_thumbnails_made_once(report: Path) -> None:
         (["bytes.jsonl", "-o", "r.html"], "line 2 is none ('utf-8' codec can't decode"),
         (["std.jsonl", "-o", "r.html"], "line 1 is none (could not convert string to float: '<b>')"),
         (["short.jsonl", "-o", "r.html"], "line 1 is none (2 probabilities instead of 401)"),
+        (["other.csv", "-o", "other.csv"], "the page is written as .html: -o other.html"),
+        (["none.jsonl", "-o", "r.html"], "Expected a file, but 'none.jsonl' is none"),
         (["none.csv", "-o", "nowhere/r.html"], "no folder 'nowhere'"),
         (["other.csv", "-o", "r.html"], "Expected columns image and score"),
     ],
@@ -137,6 +145,14 @@ def test_thumbnails(tmp_path: Path) -> None:
     assert shown.size == (30, 40) and abs(np.asarray(shown).mean() - 100) < 2  # 16 bits are scaled, not clipped
     path.write_bytes(b"damaged")
     assert thumbnail(path, tmp_path / "cache") is None and thumbnail(tmp_path / "none", tmp_path / "cache") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_among_the_pictures_blocks_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for a writer
+    assert thumbnail(tmp_path / "pipe.png", tmp_path / "cache") is None
+    assert picture_hash(tmp_path / "pipe.png").startswith("unreadable:")
+    assert math.isnan(baseline_scores(tmp_path / "pipe.png")["contrast"])
 
 
 def test_a_thumbnail_starts_no_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,3 +116,6 @@ def test_command_without_scenes_fails_in_one_line(tmp_path: Path, backend, capsy
     error = capsys.readouterr().err
     assert "no scene has two scores" in error and error.count("\n") == 1
     assert main(["diff", str(tmp_path / "nowhere"), str(tmp_path / "after")]) == 1
+    places = [str(tmp_path / side) for side in ("before", "after")]
+    assert main(["diff", *places, "-o", str(tmp_path / "nowhere" / "d.csv")]) == 1
+    assert "no folder" in capsys.readouterr().err and backend.pictures == 0

@@ -125,6 +125,8 @@ def test_pictures_are_found_and_what_is_missing_is_listed(tmp_path: Path) -> Non
         ("missing picture", "gone.png"), ("ambiguous", "same.png"), ("missing label", "extra.png"),
         ("missing label", "y/same.png"),
     }  # fmt: skip
+    long = read_labels(write(tmp_path, "image,mos\n" + "x" * 300 + ".png,1\n" + "y" * 300 + ".png,bad\n"))
+    assert count_problems(attach(long, tmp_path / "pictures").problems)["missing picture"] == 1
     with pytest.raises(LabelError, match="Expected a folder of pictures"):
         attach(labels, tmp_path / "nowhere")
 

@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
         import scipy  # noqa: F401
     except ImportError:
         raise CommandError("vqr1 diff needs SciPy: pip install 'vqr1-metric[evaluate]'") from None
+    if args.output is not None and not args.output.parent.is_dir():
+        raise CommandError(f"no folder {str(args.output.parent)!r} to write {args.output.name!r} into")
     from vqr1_metric.evaluation.labels import Item
     from vqr1_metric.evaluation.paired import compare_paired, match_folders, win_probabilities
     from vqr1_metric.evaluation.scoring import score_items, scorer_identity
@@ -114,4 +116,3 @@ def _as_text(args: argparse.Namespace, found, failed: list[dict]) -> str:
         enough = "" if found.needed is None else f" ({found.needed} scenes suffice for a difference of this size)"
         lines.append(f"verdict: {names[found.verdict]} is better{enough}")
     return "\n".join(lines)
-

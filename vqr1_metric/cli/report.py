@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
+    if args.output.suffix.lower() not in (".html", ".htm"):  # -o scores.csv would lose the scores
+        raise CommandError(f"the page is written as .html: -o {args.output.with_suffix('.html').name}")
     if not args.output.parent.is_dir():
         raise CommandError(f"no folder {str(args.output.parent)!r} to write {args.output.name!r} into")
     from vqr1_metric.evaluation.page import report_page

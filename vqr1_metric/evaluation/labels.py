@@ -163,6 +163,8 @@ def attach(labels: LabelSet, folder: Path, *, report_unlabelled: bool = True) ->
             problems.append(Problem("ambiguous", item.image, f"could be {told}: left out"))
         else:
             problems.append(Problem("missing picture", item.image, "no such picture: left out"))
+    for problem in labels.problems:  # rows that cannot be used name their picture all the same
+        used.update(_find(problem.subject, folder, index))
     if report_unlabelled:
         problems += [
             Problem("missing label", path.relative_to(folder).as_posix(), "no label names it: not used")
@@ -210,7 +212,7 @@ def _index(pictures: list[Path], folder: Path) -> list[dict[str, list[Path]]]:
 def _find(name: str, folder: Path, index: list[dict[str, list[Path]]]) -> list[Path]:
     name = name.replace("\\", "/").strip()
     exact = folder / name
-    if exact.is_file():
+    if os.path.isfile(exact):  # Path.is_file raises for a name that no file system takes
         return [exact]
     parts = Path(name.lower())
     keys = (parts.as_posix(), parts.name, parts.stem if _is_picture(name) else parts.name)

@@ -13,7 +13,7 @@ from vqr1_metric.evaluation.agreement import STATISTICS
 from vqr1_metric.evaluation.labels import KINDS, LabelSet
 from vqr1_metric.evaluation.plots import Plot, histogram
 from vqr1_metric.evaluation.run import Column
-from vqr1_metric.evaluation.tables import HEADINGS, jsonable, short, with_interval
+from vqr1_metric.evaluation.tables import HEADINGS, jsonable, short, value_and_interval
 from vqr1_metric.evaluation.thumbnails import SIZE, thumbnail
 from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE, STEPS_PER_UNIT
 
@@ -94,7 +94,7 @@ def evaluation_page(
         table = [
             {
                 "name": row["name"], "n": row["n"],
-                "cells": [with_interval(name, row["values"][name], row["intervals"][name]) for name in shown],
+                "cells": [value_and_interval(name, row["values"][name], row["intervals"][name]) for name in shown],
                 "why": row["reasons"].get("srcc"),
             }
             for row in entry["scorers"]
@@ -111,7 +111,7 @@ def evaluation_page(
             }
             for row, column in zip(entry["scorers"], columns, strict=True)
         ]  # fmt: skip
-        counts = [f"{count} {KINDS[kind]}" for kind, count in entry["dataset"]["problem_counts"].items()]
+        counts = [f"{KINDS[kind]}: {count}" for kind, count in entry["dataset"]["problem_counts"].items()]
         sections.append(
             {
                 **entry, "headings": [(HEADINGS[name], STATISTICS[name]) for name in shown], "table": table,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -23,13 +23,26 @@ _NUMBERS = ("std", "low", "high", "coverage", "tag_probability")
 def read_scores(path: str | Path) -> dict[str, dict]:
     """Scores of a file: name -> row with ``score`` and, where the file has them, ``std``, ``probabilities`` and more.
 
+    A name that occurs with different scores has none, and ``error`` says why.
+
     Args:
         path: a table whose header names a picture and a score (what ``vqr1 score`` writes, or any other), a file of
             ``image score`` lines, or ``.jsonl``.
+
+    Raises:
+        LabelError: for a file that holds no scores.
     """
     path = Path(path)
-    if path.suffix.lower() == ".jsonl":
-        return _read_json_lines(path)
+    found: dict[str, dict] = {}
+    for name, row in _json_lines(path) if path.suffix.lower() == ".jsonl" else _table_rows(path):
+        first = found.setdefault(name, row)
+        if first["score"] != row["score"] and not (math.isnan(first["score"]) and math.isnan(row["score"])):
+            told = "occurs more than once in the file of scores, with different scores"
+            found[name] = {"score": math.nan, "error": told}
+    return found
+
+
+def _table_rows(path: Path) -> Iterator[tuple[str, dict]]:
     rows, decimal_comma = read_table(path)
     if not rows:
         raise LabelError(f"Expected scores in {str(path)!r}, but it is empty.")
@@ -39,32 +52,33 @@ def read_scores(path: str | Path) -> dict[str, dict]:
     if image is None or score is None:
         if len(rows[0]) < 2 or math.isnan(parse_number(rows[0][-1], decimal_comma)):
             raise LabelError(f"Expected columns image and score in {str(path)!r}, but got {', '.join(rows[0])}.")
-        return {" ".join(row[:-1]): {"score": parse_number(row[-1], decimal_comma)} for row in rows if len(row) > 1}
-    found = {}
+        yield from ((" ".join(row[:-1]), {"score": parse_number(row[-1], decimal_comma)}) for row in rows if row[1:])
+        return
+    numbers = {name: header.index(name) for name in _NUMBERS if name in header}
+    error = header.index("error") if "error" in header else None
     for row in rows[1:]:
         if len(row) <= max(image, score) or not row[image]:
             continue
         entry = {"score": parse_number(row[score], decimal_comma)}
-        for name in _NUMBERS:
-            if name in header and header.index(name) < len(row):
-                entry[name] = parse_number(row[header.index(name)], decimal_comma)
+        entry |= {name: parse_number(row[at], decimal_comma) for name, at in numbers.items() if at < len(row)}
+        if error is not None and error < len(row) and row[error]:
+            entry["error"] = row[error]
         # vqr1 score protects a name that a spreadsheet would run as a formula
-        found[row[image].removeprefix("'") if row[image][:2] in ("'=", "'+", "'-", "'@", "''") else row[image]] = entry
-    return found
+        yield row[image].removeprefix("'") if row[image][:2] in ("'=", "'+", "'-", "'@", "''") else row[image], entry
 
 
-def _read_json_lines(path: Path) -> dict[str, dict]:
-    found = {}
+def _json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    if not path.is_file():
+        raise LabelError(f"Expected a file, but {str(path)!r} is none.")
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             if line.strip():
                 row = json.loads(line)
-                found[str(row.get("path") or row["image"])] = _checked(row)
+                yield str(row.get("path") or row["image"]), _checked(row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LabelError(
                 f"Expected JSON objects with path and score in {str(path)!r}, but line {number} is none ({error})."
             ) from None
-    return found
 
 
 def _checked(row: dict) -> dict:
@@ -82,12 +96,16 @@ def _checked(row: dict) -> dict:
 
 
 def match_scores(scores: dict[str, dict], items: Sequence[Item]) -> list[dict | None]:
-    """The row of each picture: by its path, its name in the labels, or its file name if that is unique; else None."""
+    """The row of each picture: by its path, its name in the labels, or either file name if it is unique; else None."""
     by_name: dict[str, dict | None] = {}
     for name, row in scores.items():
         by_name[_file_name(name)] = None if _file_name(name) in by_name else row
     return [
-        scores.get(str(item.path)) or scores.get(item.image) or by_name.get(_file_name(item.image)) for item in items
+        scores.get(str(item.path))
+        or scores.get(item.image)
+        or by_name.get(_file_name(item.image))
+        or by_name.get(_file_name(str(item.path)))
+        for item in items
     ]
 
 

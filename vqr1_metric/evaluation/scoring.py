@@ -151,10 +151,12 @@ def score_pictures(
 def picture_hash(path: Path) -> str:
     """SHA-256 of a file; of its name, marked as such, where it cannot be read (the scorer then says why)."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        if path.is_file():  # opening a pipe would wait for ever
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        return "unreadable:" + hashlib.sha256(os.fsencode(path)).hexdigest()
+        pass
+    return "unreadable:" + hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def process_rank() -> tuple[int, int]:

@@ -142,8 +142,8 @@ def _notes(entry: dict[str, Any]) -> str:
         lines += _calibration_note(row)
     counts = entry["dataset"]["problem_counts"]
     if counts:
-        told = "; ".join(f"{count} {KINDS[kind]}" for kind, count in counts.items())
-        lines.append(f"- Left out or noted: {told} (listed in results.json).")
+        told = "; ".join(f"{KINDS[kind]}: {count}" for kind, count in counts.items())
+        lines.append(f"- Left out or noted (listed in results.json): {told}.")
     if entry["dataset"]["short_edge"]:
         lines.append(f"- Pictures reduced to a short edge of {entry['dataset']['short_edge']}.")
     return "\n".join(lines) + "\n" if lines else ""
@@ -190,11 +190,15 @@ def made_with_text(made_with: dict[str, Any]) -> str:
 
 
 def with_interval(name: str, value: float, interval: Sequence[float]) -> str:
-    if math.isnan(value):
-        return "–"
-    if math.isnan(interval[0]):
-        return short(name, value)
-    return f"{short(name, value)} [{short(name, interval[0])}, {short(name, interval[1])}]"
+    """A statistic with its interval, as in a Markdown table: ``.704 [.637, .760]``."""
+    return " ".join(value_and_interval(name, value, interval)).rstrip()
+
+
+def value_and_interval(name: str, value: float, interval: Sequence[float]) -> tuple[str, str]:
+    """The two parts of :func:`with_interval`; the second is empty where there is no interval."""
+    if math.isnan(value) or math.isnan(interval[0]):
+        return short(name, value), ""
+    return short(name, value), f"[{short(name, interval[0])}, {short(name, interval[1])}]"
 
 
 def short(name: str, value: float) -> str:

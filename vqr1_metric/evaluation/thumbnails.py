@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def thumbnail(path: Path, cache: Path, size: int = SIZE) -> str | None:
     """
     try:
         state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever
+            return None
         key = f"{os.path.abspath(path)}:{state.st_size}:{state.st_mtime_ns}:{size}:{_QUALITY}"
         kept = cache / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.webp"
         if not kept.exists():
