@@ -1,8 +1,9 @@
-"""The K replies of a picture share its way through the vision tower.
+"""The K replies of a picture share its way through the vision tower, and their prompt's through the language model.
 
-TRL hands the model the patches of a picture once for each reply. These hooks let the tower see each picture of a
-forward pass once and copy its visual tokens: in sampling, in the log-probabilities of both models and in the backward
-pass, where the gradients of the copies add up. Results are those without them, up to the rounding of another batch.
+TRL hands the model the patches of a picture and its prompt once for each reply. The tower's hooks let it see each
+picture of a forward pass once and copy its visual tokens; the language model reads each prompt once and lets the
+replies share its keys and values: in sampling, in the log-probabilities of both models and in the backward pass, where
+the gradients of the copies add up. Results are those without sharing, up to the rounding of another batch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+
+#: Arguments of a language model that go with the rows of a batch and are not cut up here (Qwen3-VL, older releases).
+_ROW_BY_ROW = ("visual_pos_masks", "deepstack_visual_embeds", "cache_position")
+#: Every two rows are compared, token by token.
+_MOST_ROWS = 512
+#: Two smaller passes for a large one: only where so small a share of the tokens is left.
+_WORTH_IT = 0.8
 
 
 def share_pictures(visual: torch.nn.Module) -> None:
@@ -69,3 +78,97 @@ def _copy_tokens(visual: torch.nn.Module, args: tuple, output: Any) -> Any:
     if getattr(output, "deepstack_features", None) is not None:  # Qwen3-VL
         output.deepstack_features = [copies(tokens) for tokens in output.deepstack_features]
     output.last_hidden_state = None  # of fewer pictures than were given; nothing in the model reads it
+
+
+def share_prompts(language_model: torch.nn.Module) -> None:
+    """Let this language model (of any Qwen-VL) read what rows begin with once, where they begin alike.
+
+    The K replies of a picture are rows that begin with the same prompt. Its keys and values are computed once and
+    serve all of them, in sampling and in the log-probabilities, gradients included. Not while activations are
+    recomputed in the backward pass: that goes without keys and values to share.
+    """
+    if hasattr(language_model, "_reads_once"):
+        return
+    own = language_model.forward
+    language_model._reads_once = True
+
+    def forward(
+        input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        use_cache=None, **kwargs,
+    ):  # fmt: skip
+        plan = None
+        if (
+            isinstance(inputs_embeds, Tensor) and isinstance(position_ids, Tensor) and position_ids.ndim == 3
+            and (attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2))
+            and (past_key_values is None or past_key_values.get_seq_length() == 0)
+            and not any(kwargs.get(name) is not None for name in _ROW_BY_ROW) and not _recomputes(language_model)
+        ):  # fmt: skip
+            plan = common_beginnings(inputs_embeds, position_ids, attention_mask)
+        if plan is None:
+            return own(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
+            )  # fmt: skip
+        length, readers, order = plan
+        keep = bool(use_cache)
+        memory = past_key_values if past_key_values is not None else DynamicCache(config=language_model.config)
+        output = own(
+            inputs_embeds=inputs_embeds[readers, :length], position_ids=position_ids[:, readers, :length],
+            attention_mask=None if attention_mask is None else attention_mask[readers, :length],
+            past_key_values=memory, use_cache=True, **kwargs,
+        )  # fmt: skip
+        memory = output.past_key_values
+        memory.reorder_cache(order)
+        hidden = output.last_hidden_state[order]
+        if length < inputs_embeds.shape[1]:
+            output = own(
+                inputs_embeds=inputs_embeds[:, length:], position_ids=position_ids[:, :, length:],
+                attention_mask=attention_mask, past_key_values=memory, use_cache=True, **kwargs,
+            )  # fmt: skip
+            hidden = torch.cat([hidden, output.last_hidden_state], dim=1)
+        output.last_hidden_state = hidden
+        output.past_key_values = memory if keep else None
+        return output
+
+    language_model.forward = forward
+
+
+def common_beginnings(embeds: Tensor, positions: Tensor, mask: Tensor | None) -> tuple[int, Tensor, Tensor] | None:
+    """How far, and by which rows, the beginnings of all rows are best read; None where that saves little.
+
+    Args:
+        embeds: shape ``(N, L, D)``.
+        positions: shape ``(3 or 4, N, L)``.
+        mask: which tokens are there, shape ``(N, L)``; None for all.
+
+    Returns:
+        The length of the beginnings; the rows that read them, shape ``(U,)``; for each row the place of its reader
+        among those, shape ``(N,)``.
+    """
+    rows, length = embeds.shape[:2]
+    if rows < 2 or rows > _MOST_ROWS:
+        return None
+    with torch.no_grad():
+        # A sum for each token finds the candidates; they are compared value by value below.
+        sums = embeds.sum(-1, dtype=torch.float32)
+        differ = sums[:, None] != sums[None]
+        for other in [*positions, *([] if mask is None else [mask])]:
+            differ |= other[:, None] != other[None]
+        # So many tokens any two rows have in common, and each row with the nearest of those before it.
+        common = torch.where(differ.any(-1), differ.int().argmax(-1), length).cpu()
+        nearest = common.tril(-1).amax(1)
+        costs = {int(t): int(t) * int((nearest < t).sum()) + rows * (length - int(t)) for t in nearest.unique() if t}
+        best = min(costs, key=costs.get, default=0)
+        if not best or costs[best] > _WORTH_IT * rows * length:
+            return None
+        first = (common >= best).int().argmax(1)  # a row has itself in common
+        readers, order = first.unique(return_inverse=True)
+        if any(not torch.equal(embeds[i, :best], embeds[j, :best]) for i, j in enumerate(first.tolist()) if i != j):
+            return None
+    return best, readers.to(embeds.device), order.to(embeds.device)
+
+
+def _recomputes(language_model: torch.nn.Module) -> bool:
+    return language_model.training and any(
+        getattr(layer, "gradient_checkpointing", False) for layer in language_model.layers
+    )

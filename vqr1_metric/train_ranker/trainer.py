@@ -18,7 +18,7 @@ from vqr1_metric.train_ranker.policy import load_policy, lora_config
 from vqr1_metric.train_ranker.processor import RankerProcessor
 from vqr1_metric.train_ranker.ratings import RatingSet
 from vqr1_metric.train_ranker.reward import FormatReward, RankingReward
-from vqr1_metric.train_ranker.sharing import share_pictures
+from vqr1_metric.train_ranker.sharing import share_pictures, share_prompts
 
 #: Advantages of a group are this small where its replies all earned the same.
 _NO_ADVANTAGE = 1e-6
@@ -85,9 +85,12 @@ class RankerTrainer(RankerBase, GRPOTrainer):
         )  # fmt: skip
         self._kept = 1.0
         if config.share_pictures:
-            share_pictures(self.loaded.model.model.visual)
+            models = [self.loaded.model]
             if self.ref_model is not None:
-                share_pictures(self.accelerator.unwrap_model(self.ref_model).model.visual)
+                models.append(self.accelerator.unwrap_model(self.ref_model))
+            for model in models:
+                share_pictures(model.model.visual)
+                share_prompts(model.model.language_model)
 
     def _get_train_sampler(self, dataset=None):
         return self.comparison_sampler(self.num_generations, self.num_iterations * self.args.steps_per_generation)
