@@ -1,8 +1,10 @@
-"""A step of sampled RL2R with and without a shared vision tower. python benchmarks/train_sharing.py -o FILE.csv
+"""A step of sampled RL2R with and without sharing. python benchmarks/train_sharing.py -o FILE.csv
 
-The K replies of a picture show the model the same picture. With `share_pictures` (the default) the vision tower sees
-each picture of a forward pass once. nano, LoRA off, so that the start model of the KL penalty has a tower of its own.
-CPU seconds of this process for one step (after one that warms up), and the patches that went through the tower.
+The K replies of a picture show the model the same picture and the same prompt. With `share_pictures` (the default) the
+vision tower sees each picture of a forward pass once, and the language model reads each prompt once; "tower" leaves out
+the latter. nano, LoRA off, so that the start model of the KL penalty has a tower of its own. CPU seconds of this
+process for one step (after one that warms up), and what went through the tower (patches) and the language model
+(tokens) of both models, in sampling, log-probabilities and the forward part of the update.
 """
 
 from __future__ import annotations
@@ -17,23 +19,28 @@ import torch
 from PIL import Image
 from train_setup import append, provenance
 
+from vqr1_metric.train_ranker import trainer as trainer_module
 from vqr1_metric.train_ranker.config import RankerConfig
 from vqr1_metric.train_ranker.run import prepare_data
-from vqr1_metric.train_ranker.trainer import RankerTrainer
 
 
-def measure(folder: Path, options: argparse.Namespace, share: bool) -> tuple[float, int]:
-    """CPU seconds of one step, and the patches that went through both models' towers in it."""
+def measure(folder: Path, options: argparse.Namespace, shared: str) -> tuple[float, int, int]:
+    """CPU seconds of one step, and the patches and the tokens that went through both models in it."""
     config = RankerConfig.preset(
-        "nano", objective="sampled", data=[str(folder / "ratings.csv")], output_dir=str(folder / f"out{share}"),
+        "nano", objective="sampled", data=[str(folder / "ratings.csv")], output_dir=str(folder / f"out_{shared}"),
         images_per_device=options.images, images_per_comparison=options.images, num_generations=options.replies,
-        micro_batch=options.micro_batch, validation_fraction=0.0, max_steps=2, share_pictures=share, log_replies=False,
-        save_steps=100,
+        micro_batch=options.micro_batch, validation_fraction=0.0, max_steps=2, share_pictures=shared != "nothing",
+        log_replies=False, save_steps=100,
     )  # fmt: skip
-    trainer = RankerTrainer(config, *prepare_data(config))
-    patches, seconds = [], []
+    own = trainer_module.share_prompts
+    trainer_module.share_prompts = (lambda _: None) if shared == "tower" else own
+    trainer = trainer_module.RankerTrainer(config, *prepare_data(config))
+    trainer_module.share_prompts = own
+    patches, tokens, seconds = [], [], []
     for model in (trainer.loaded.model, trainer.accelerator.unwrap_model(trainer.ref_model)):
         model.model.visual.patch_embed.register_forward_hook(lambda _, args, __: patches.append(len(args[0])))
+        mlp = model.model.language_model.layers[0].mlp
+        mlp.register_forward_hook(lambda _, args, __: tokens.append(args[0].shape[:2].numel()))
     step = trainer.training_step
 
     def timed(*args, **kwargs):
@@ -45,7 +52,7 @@ def measure(folder: Path, options: argparse.Namespace, share: bool) -> tuple[flo
     trainer.training_step = timed
     trainer.train()
     half = len(seconds) // 2
-    return sum(seconds[half:]), sum(patches) // 2
+    return sum(seconds[half:]), sum(patches) // 2, sum(tokens) // 2
 
 
 def main() -> None:
@@ -68,11 +75,12 @@ def main() -> None:
             lines.append(f"{i}.png,{i}")
         (folder / "ratings.csv").write_text("\n".join(lines) + "\n")
         for size in options.micro_batch:
-            for share in (False, True):
-                seconds, patches = measure(folder, argparse.Namespace(**{**vars(options), "micro_batch": size}), share)
+            for shared in ("nothing", "tower", "tower and prompt"):
+                changed = argparse.Namespace(**{**vars(options), "micro_batch": size})
+                seconds, patches, tokens = measure(folder, changed, shared)
                 row = {
                     "images": options.images, "replies": options.replies, "size": options.size, "micro_batch": size,
-                    "shared": share, "cpu_seconds": round(seconds, 2), "patches": patches,
+                    "shared": shared, "cpu_seconds": round(seconds, 2), "patches": patches, "tokens": tokens,
                 }  # fmt: skip
                 print(row, flush=True)
                 append(options.output, {**row, **provenance()})
