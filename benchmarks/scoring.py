@@ -3,6 +3,8 @@
     python -m benchmarks.scoring [--model nano] [--device cpu] [-o benchmarks/scoring.csv]      make bench
     python -m benchmarks.scoring --model 7b --device cuda       the 7B architecture, random weights on the device
     python -m benchmarks.scoring --growth 100000                time and memory over many small pictures
+    python -m benchmarks.scoring --all -o benchmarks/scoring.csv    all of it, the file written anew
+    python -m benchmarks.scoring_table benchmarks/scoring.csv --write docs/speed.md     the page's tables from that file
 
 Every lane runs once per repeat, one after the other, so that a busy machine hits all alike; the best of the repeats
 counts, and what matters are the ratios within one run; where other programs share the cores, those of processor time.
@@ -31,7 +33,7 @@ from benchmarks.backward_memory import peak_bytes
 from benchmarks.scoring_authors import BATCH, authors_scores
 from benchmarks.scoring_floor import matmul_rate, memory_bandwidth, operations, synchronise, weight_bytes
 from benchmarks.scoring_measure import COLUMNS, PeakMemory, about_this_run, start_up, time_by_stage
-from benchmarks.scoring_models import make_backend, stock_tower
+from benchmarks.scoring_models import make_backend, packed_prompts, stock_tower
 from benchmarks.scoring_pictures import make_pictures, parse_size
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.scorer import QualityScorer
@@ -59,23 +61,17 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     warnings.filterwarnings("ignore", message=".*of the model's answers")
     backend = make_backend(args.model, args.device, args.dtype)
     facts = about_this_run(backend, args.device)  # now, since the checkout may move on meanwhile
-    if args.growth:
-        rows = list(growth(backend, args))
-    elif args.invariance:
-        rows = list(invariance(args))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            rows = [*machine(backend, args)]
-            rates = {measure: value for _, measure, value, _ in rows}
-            lanes = make_lanes(backend, args, Path(folder))
-            run_in_turn(lanes, args)
-            for lane in lanes:
-                rows += report(lane, backend, rates, args)
-            rows += ratios(lanes)
-        if args.start_up:
-            rows += start_up(args.model, args.device, args.repeats)
-    new = args.output is None or not args.output.exists()
-    with open(args.output, "a", newline="") if args.output else nullcontext(sys.stdout) as file:
+    rows: list[Row] = []
+    if args.all or not (args.growth or args.invariance):
+        rows += all_lanes(backend, args)
+    if args.all or args.start_up:
+        rows += start_up(args.model, args.device, args.repeats)
+    if args.all or args.invariance:
+        rows += invariance(args)
+    if args.all or args.growth:
+        rows += growth(backend, args)
+    new = args.all or args.output is None or not args.output.exists()
+    with open(args.output, "w" if new else "a", newline="") if args.output else nullcontext(sys.stdout) as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             writer.writeheader()
@@ -87,7 +83,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nano", help="nano, 7b, tiny, or a folder or Hub name")
+    parser.add_argument("--model", default="nano", help="nano, 7b, thin, tiny, or a folder or Hub name")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="float32, bfloat16 (default: the scorer's own)")
     parser.add_argument("--sizes", nargs="+", default=["512", "224", "1024x768", "2048x1536", "mixed"])
@@ -96,10 +92,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=32, help="of a lane")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--start-up", action="store_true", help="also import, help and a first picture, cold")
+    parser.add_argument("--all", action="store_true", help="everything, growth to 100,000 too; writes the CSV anew")
     parser.add_argument("--growth", type=int, default=0, metavar="N", help="only: N pictures of 64x64 in a stream")
     parser.add_argument("--invariance", action="store_true", help="only: what batch mates change in a score")
     parser.add_argument("-o", "--output", type=Path, help="append the rows to this CSV instead of printing them")
     return parser.parse_args(arguments)
+
+
+def all_lanes(backend: TransformersBackend, args: argparse.Namespace) -> list[Row]:
+    """The machine's rates and every lane."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [*machine(backend, args)]
+        rates = {measure: value for _, measure, value, _ in rows}
+        lanes = make_lanes(backend, args, Path(folder))
+        run_in_turn(lanes, args)
+        for lane in lanes:
+            rows += report(lane, backend, rates, args)
+        return [*rows, *ratios(lanes)]
 
 
 def make_lanes(backend: TransformersBackend, args: argparse.Namespace, folder: Path) -> list[Lane]:
@@ -115,6 +124,9 @@ def make_lanes(backend: TransformersBackend, args: argparse.Namespace, folder: P
     first = args.sizes[0]
     for size in args.sizes:
         both(f"{size} tensor", make_pictures(size, args.pictures, "tensor", args.device, folder))
+        if size == "mixed":
+            mixed = lanes[-1].images
+            lanes.append(Lane("packed, mixed tensor", mixed, partial(packed, backend), len(mixed)))
     for kind in args.kinds:
         if kind != "tensor":
             both(f"{first} {kind}", make_pictures(first, args.pictures, kind, args.device, folder))
@@ -150,6 +162,12 @@ def stock_authors(backend: TransformersBackend, limit: int, images: list, replie
 def own_authors(backend: TransformersBackend, limit: int, images: list) -> Iterator:
     """The authors' procedure on this package's vision tower: what FlashAttention-2 is to theirs."""
     yield from authors_scores(backend, images, limit)
+
+
+def packed(backend: TransformersBackend, images: list) -> Iterator:
+    """Without padding in the language model."""
+    with packed_prompts(backend.model):
+        yield from QualityScorer(backend=backend).stream(images)
 
 
 def all_at_once(scorer: QualityScorer, images: list) -> Iterator:
@@ -229,11 +247,12 @@ def growth(backend: TransformersBackend, args: argparse.Namespace) -> Iterator[R
     """Seconds and memory at marks on the way to many pictures."""
     scorer = QualityScorer(backend=backend)
     pictures = make_pictures("64", 64, "tensor", args.device, Path())
-    marks = [mark for mark in (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000) if mark < args.growth] + [args.growth]
+    most = args.growth or 100_000
+    marks = [mark for mark in (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000) if mark < most] + [most]
     list(scorer.stream(pictures))
     with PeakMemory(args.device) as peak:
         start, busy = time.perf_counter(), time.process_time()
-        stream = scorer.stream(pictures[i % len(pictures)] for i in range(args.growth))
+        stream = scorer.stream(pictures[i % len(pictures)] for i in range(most))
         for done, _ in enumerate(stream, start=1):
             if done == marks[0]:
                 lane = f"one pass, 64 tensor, {marks.pop(0)} pictures in a stream"

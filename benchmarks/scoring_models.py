@@ -12,17 +12,25 @@ from contextlib import contextmanager
 import torch
 
 from vqr1_metric.backends.loading import EMBEDDED, LoadedModel, ModelSpec
+from vqr1_metric.backends.packing import use_packing
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.backends.vision import speed_up
 from vqr1_metric.scorer import QualityScorer
 
-#: Sizes of Qwen2.5-VL-7B, which VisualQuality-R1-7B is, and of a model for tests.
+#: Sizes of Qwen2.5-VL-7B, which VisualQuality-R1-7B is; of one with as many layers and next to no work in them, for the
+#: time that calling them takes; and of a model for tests.
 ARCHITECTURES = {
     "7b": (
         {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
          "num_key_value_heads": 4, "vocab_size": 152064, "mrope_section": [16, 24, 24]},
         {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32, "num_heads": 16,
+         "fullatt_block_indexes": [7, 15, 23, 31]},
+    ),
+    "thin": (
+        {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 28, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "vocab_size": 1024, "mrope_section": [1, 1, 2]},
+        {"hidden_size": 32, "intermediate_size": 16, "depth": 32, "num_heads": 1,
          "fullatt_block_indexes": [7, 15, 23, 31]},
     ),
     "tiny": (
@@ -72,8 +80,22 @@ def make_backend(name: str, device: str, dtype: str | None) -> TransformersBacke
 def stock_tower(model: torch.nn.Module) -> Iterator[None]:
     """The vision tower as transformers has it."""
     replaced = {m: vars(m).pop("forward") for m in model.model.visual.modules() if "forward" in vars(m)}
+    attention = model.model.visual.config._attn_implementation
+    model.set_attn_implementation({"vision_config": "sdpa"})
     try:
         yield
     finally:
+        model.set_attn_implementation({"vision_config": attention})
         for module, forward in replaced.items():
             module.forward = forward
+
+
+@contextmanager
+def packed_prompts(model: torch.nn.Module) -> Iterator[None]:
+    """Pictures of unequal size without padding, as with ``attn_implementation="packed"``."""
+    attention = model.config.get_text_config()._attn_implementation
+    use_packing(model)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": attention})

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,14 +19,18 @@ def scoring(monkeypatch):
     return scoring
 
 
-def test_every_lane_is_measured(scoring, tmp_path):
+def test_every_lane_is_measured(scoring, tmp_path, monkeypatch):
+    from benchmarks import scoring_pictures
+
+    monkeypatch.setattr(scoring_pictures, "MIXED", ("64", "96x64"))
     out = tmp_path / "scoring.csv"
-    sizes = "--sizes 64 96x64 --kinds tensor pil file --batches 1 3 --pictures 4 --repeats 1"
+    sizes = "--sizes 64 96x64 mixed --kinds tensor pil file --batches 1 3 --pictures 4 --repeats 1"
     scoring.main(["--model", "tiny", "--device", "cpu", *sizes.split(), "-o", str(out)])
     rows = list(csv.DictReader(out.read_text().splitlines()))
     lanes = {row["lane"] for row in rows}
     for label in ("64 tensor", "96x64 tensor", "64 pil", "64 file"):
         assert {f"one pass, {label}", f"authors, {label}"} <= lanes
+    assert {"one pass, mixed tensor", "packed, mixed tensor"} <= lanes
     measures = {(row["lane"], row["measure"]): float(row["value"]) for row in rows}
     assert measures["machine", "matrix products"] > 1e8 and measures["machine", "memory bandwidth"] > 1e7
     of_files = {name: value for (lane, name), value in measures.items() if lane == "one pass, 64 file"}
@@ -52,3 +57,36 @@ def test_growth_and_invariance(scoring):
     for lane, _, difference, _ in rows:
         assert difference == 0 if "deterministic" in lane else difference < 0.02
     assert len(rows) == 8
+
+
+def test_the_authors_lanes_run_on_the_stock_tower(scoring, monkeypatch):
+    from benchmarks.scoring_models import make_backend, packed_prompts, stock_tower
+    from vqr1_metric.backends import packing, vision
+
+    backend = make_backend("tiny", "cpu", "float32")
+    pictures = [torch.rand(3, 64, 96), torch.rand(3, 64, 64)]
+    calls = {"tower": 0, "packed": 0}
+
+    def counted(lane, function):
+        def call(*args, **kwargs):
+            calls[lane] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(vision, "windowed_attention", counted("tower", vision.windowed_attention))
+    monkeypatch.setattr(packing, "windowed_attention", counted("packed", packing.windowed_attention))
+
+    def scores():
+        calls.update(tower=0, packed=0)
+        return backend.distributions(pictures, backend.pixel_config).mean
+
+    backend.trie  # noqa: B018  its own pass, on the calibration picture
+    expected = scores()
+    assert calls == {"tower": 2, "packed": 0}
+    for lane, made in ((stock_tower, {"tower": 0, "packed": 0}), (packed_prompts, {"tower": 2, "packed": 2})):
+        with lane(backend.model):
+            torch.testing.assert_close(scores(), expected, atol=1e-4, rtol=0)
+        assert calls == made
+        scores()
+        assert calls == {"tower": 2, "packed": 0}

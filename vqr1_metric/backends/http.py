@@ -67,7 +67,7 @@ class HttpBackend:
         concurrency: requests at a time, over all pictures.
         timeout, tries, backoff: see :class:`~vqr1_metric.backends.chat_client.Connection`.
         pixel_config: the served model's preprocessing; Qwen2.5-VL's by default.
-        extra: further fields of every request, such as ``{"priority": 1}``.
+        extra: further fields of every request, such as ``{"priority": 1}`` for a vLLM with priority scheduling.
 
     Raises:
         ServerError: when the server does not answer well after all tries; no score is made up.

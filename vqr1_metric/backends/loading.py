@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from vqr1_metric.backends.base import ModelError
+from vqr1_metric.backends.packing import use_packing
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.backends.vision import speed_up
 
@@ -19,7 +20,7 @@ from vqr1_metric.backends.vision import speed_up
 EMBEDDED = {"nano": Path(__file__).resolve().parent.parent / "nano"}
 SUPPORTED_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 #: Attention implementations of the language model that take the answer tree's mask.
-TREE_ATTENTION = ("sdpa", "eager")
+TREE_ATTENTION = ("sdpa", "eager", "packed")
 
 _DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -43,7 +44,8 @@ class ModelSpec:
         device: ``"cuda"``, ``"cuda:1"``, ``"cpu"``, ...; None takes the best there is.
         device_map: as in transformers, ``"auto"`` to spread the layers over several small GPUs.
         quantization: ``"8bit"`` or ``"4bit"``, through bitsandbytes.
-        attn_implementation: ``"sdpa"`` (the default) or ``"eager"``; others cannot take the readout's mask.
+        attn_implementation: ``"sdpa"`` (the default), ``"eager"``, or ``"packed"`` (pictures of unequal size are not
+            padded, see :mod:`~vqr1_metric.backends.packing`); others cannot take the readout's mask.
     """
 
     model: str
@@ -156,6 +158,8 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     _check_attention(model)
     if base.attn_implementation != "eager":
         speed_up(model)
+    if base.attn_implementation == "packed":
+        use_packing(model)
     model.requires_grad_(False).eval()
 
     from transformers import AutoTokenizer
@@ -168,7 +172,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 def _load_weights(spec: ModelSpec):
     from transformers import AutoModelForImageTextToText
 
-    options: dict = {"attn_implementation": spec.attn_implementation or "sdpa"}
+    options: dict = {"attn_implementation": "eager" if spec.attn_implementation == "eager" else "sdpa"}
     if spec.quantization:
         options["quantization_config"] = _quantization_config(spec)
     if spec.device_map:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vqr1_metric.backends import packing
 from vqr1_metric.backends.base import ModelError, Sampling
 from vqr1_metric.backends.loading import LoadedModel, ModelSpec, cached, load_model
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
@@ -173,6 +175,8 @@ class TransformersBackend:
                 if all(said):
                     return self._after_one_prompt(images[0], pixel_config, trie, said)
             inputs = self._inputs(images, pixel_config, replies is not None, replies, add_vision_id=False)
+            if self.model.config.get_text_config()._attn_implementation == packing.ATTENTION:
+                return self._packed_tree_hidden(inputs, trie)
             prompt_mask, positions = inputs.pop("attention_mask"), inputs.pop("position_ids")
             device, batch = positions.device, len(images)
             node_positions = positions[:, :, -1:] + trie.depths.to(device)
@@ -192,6 +196,13 @@ class TransformersBackend:
                     use_cache=False,
                 )
             return output.last_hidden_state[:, -(len(trie) + 1) :]
+
+    def _packed_tree_hidden(self, inputs: dict[str, Tensor], trie: AnswerTrie) -> Tensor:
+        """As :meth:`_tree_hidden`, without padding."""
+        read = len(inputs["input_ids"]), len(trie) + 1
+        with last_rows_only(self.model.model.language_model.layers[-1].mlp, math.prod(read)):
+            output = self.model.model(**inputs | packing.pack(inputs, trie), use_cache=False)
+        return output.last_hidden_state[0, -math.prod(read) :].unflatten(0, read)
 
     def _after_one_prompt(
         self, image: Tensor, pixel_config: PixelConfig, trie: AnswerTrie, replies: Sequence[Sequence[int]]
