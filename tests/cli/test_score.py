@@ -199,6 +199,7 @@ def test_odd_file_names(vqr1, write_pictures, tmp_path: Path, monkeypatch: pytes
         (["-o", "s.csv", "--resume", "--overwrite"], "exclude each other"),
         (["--device", "toaster"], "Expected a device such as"),
         (["--dtype", "int3"], "Expected dtype to be one of"),
+        (["--thinking"], "--thinking is about --mode sample"),
         (["--max-pixels", "1"], "<= max_pixels"),
     ],
 )

@@ -126,7 +126,7 @@ def test_every_set_by_the_authors_label_file(tmp_path: Path, name: str) -> None:
 
 def test_a_folder_without_the_set_says_so(tmp_path: Path) -> None:
     (tmp_path / "koniq10k").mkdir()
-    with pytest.raises(LabelError, match="Expected a label file in"):
+    with pytest.raises(LabelError, match=r"Expected a label file in .* get it from https://database\.mmsp-kn\.de"):
         load("koniq", tmp_path)
     assert find_folder(get_dataset("spaq"), tmp_path) is None
     (tmp_path / "koniq10k" / "koniq10k_distributions_sets.csv").write_text("name,score\na,1\n")

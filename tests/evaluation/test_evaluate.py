@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import runpy
 import sys
 import types
@@ -103,7 +104,17 @@ def test_bad_labels_do_not_stop_the_run(labelled: Path, backend) -> None:
     assert scorers(results)["linear"]["n"] == 23 and scorers(results)["linear"]["left_out"] == 1
     problems = results["sets"][0]["dataset"]["problems"]
     assert any("linear: is not a picture" in row["detail"] for row in problems if row["subject"] == "broken.png")
-    assert "label rows without a picture: 1; pictures without a label: 1;" in (labelled / "out" / "table.md").read_text()
+    text = (labelled / "out" / "table.md").read_text()
+    assert "label rows without a picture: 1; pictures without a label: 1;" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_loses_no_result(labelled: Path, backend) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    save_picture(labelled / "pictures" / "x.png", 0.5).rename(labelled / "pictures" / name)
+    save_picture(labelled / "pictures" / "y.png", 0.5)
+    problems = {row["subject"] for row in evaluate(labelled)["sets"][0]["dataset"]["problems"]}
+    assert problems == {name, "y.png"} and "caf\\udce9.png" in (labelled / "out" / "index.html").read_text()
 
 
 def test_no_cell_is_a_formula(labelled: Path, backend) -> None:
@@ -160,6 +171,8 @@ def test_dmos_turns_the_labels_round(labelled: Path, backend) -> None:
         (["--labels", "ok.csv", "-o", "out", "--against", "s.csv", "--against", "x/s.csv"], "are called 's'"),
         (["--labels", "ok.csv", "-o", "out", "--against", "linear=s.csv"], "the model is called 'linear' too"),
         (["--labels", "ok.csv", "-o", "out", "--against", "s.csv", "--lower-better", "S"], "called that; there is s"),
+        (["--labels", "ok.csv", "-o", "s.csv"], "-o names a folder, but 's.csv' is a file"),
+        (["--dataset", "koniq", "--root", "no", "-o", "out"], "no folder 'no'. KonIQ: get it from https://database"),
         (["--ladder", ".", "-o", "out", "--against", "s.csv"], "leave out --against and --pyiqa"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import sys
 from html import unescape
 from pathlib import Path
 
@@ -179,6 +180,16 @@ def test_page_of_an_evaluation(labelled: Path, backend) -> None:
     assert text.count("<svg") == 3 + 3  # a scatter plot for each scorer, three plots of the model's uncertainty
     assert text.count('<img loading="lazy" src="data:image/webp') == 12 and "worst disagreements" in text
     assert "Is the difference real?" in text and not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_report_of_a_name_that_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"caf\xe9.png")
+    save_picture(tmp_path / "a.png", 0.5).rename(name)
+    assert main(["report", str(write_scores(tmp_path, [result(name, 2.0)])), "-o", "r.html", "--silent"]) == 0
+    (row,) = rows_of(tmp_path / "r.html")
+    assert row["n"] == name and row["f"] == "caf%E9.png" and row["t"]
 
 
 def browse(page: Path, script: str) -> dict:

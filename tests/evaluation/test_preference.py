@@ -75,6 +75,7 @@ def test_command(tmp_path: Path, backend, capsys) -> None:
         for method, red in enumerate((0.2, 0.4, 0.6, 0.8)):
             save_picture(tmp_path / "images" / f"{scene}_{method}.png", red + scene / 100)
             lines.append(f"images/{scene}_{method}.png,s{scene},m{method},{method * 5}")
+    lines.append("images/0_0.png,,m0,5")
     write(tmp_path, "\n".join(lines))
     arguments = ["evaluate", "--preferences", str(tmp_path / "votes.csv"), "-o", str(tmp_path / "out")]
     assert main([*arguments, "--silent", "--resamples", "50"]) == 0
@@ -82,4 +83,5 @@ def test_command(tmp_path: Path, backend, capsys) -> None:
     found = results["scorers"]["linear"]
     assert found["of_reach"][0] == 1.0 and found["best_met"][0] == found["best_ceiling"][0] == 0.5
     text = (tmp_path / "out" / "table.md").read_text()
+    assert "(listed in results.json): rows without a usable score: 1." in text
     assert "| linear | 18 |" in text and "always with the majority" in text and "they are no result" in text

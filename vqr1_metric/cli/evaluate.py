@@ -81,7 +81,7 @@ def _run_labels(args: argparse.Namespace, settings: Settings) -> int:
     from vqr1_metric.cli.scorers import columns, make_peers
     from vqr1_metric.evaluation.run import evaluate, provenance
     from vqr1_metric.evaluation.scoring import process_rank
-    from vqr1_metric.evaluation.tables import markdown, write_json, write_scores_csv, write_table_csv
+    from vqr1_metric.evaluation.tables import markdown, write_json, write_scores_csv, write_table_csv, write_text
 
     sets = _label_sets(args)
     peers = make_peers(args)
@@ -97,7 +97,7 @@ def _run_labels(args: argparse.Namespace, settings: Settings) -> int:
     identity = next((column.identity for scorers in scored for column in scorers if column.identity), None)
     made_with = provenance(command(), settings, {"model": identity})
     text = markdown(found, made_with)
-    (args.output / "table.md").write_text(text, encoding="utf-8")
+    write_text(args.output / "table.md", text)
     write_table_csv(args.output / "table.csv", found, made_with)
     write_json(args.output / "results.json", {"made_with": made_with, "sets": found})
     if not args.no_page:
@@ -108,10 +108,10 @@ def _run_labels(args: argparse.Namespace, settings: Settings) -> int:
                 plot = scatter(row, column, labels)
                 if plot is not None:
                     name = f"{file_name(labels.name)}.{file_name(column.name)}.svg"
-                    (args.output / name).write_text(plot.standalone(), encoding="utf-8")
+                    write_text(args.output / name, plot.standalone())
         data = list(zip(sets, scored, strict=True))
         page = evaluation_page(found, data, made_with, args.output / "cache" / "thumbnails")
-        (args.output / "index.html").write_text(page, encoding="utf-8")
+        write_text(args.output / "index.html", page)
     if not args.silent:
         print(text)
         print(f"results in {args.output}")
@@ -144,6 +144,8 @@ def _check(args: argparse.Namespace) -> None:
         raise CommandError(f"evaluate on what? Give one of {', '.join(f'--{name}' for name in _WHAT)} (or --list)")
     if args.output is None:
         raise CommandError("where do the results go? Give a folder with -o")
+    if args.output.exists() and not args.output.is_dir():
+        raise CommandError(f"-o names a folder, but {str(args.output)!r} is a file")
     if (args.dataset or args.suite) and args.root is None:
         raise CommandError("where are the data sets? Give their folder with --root")
     if args.scores and (args.model or args.server):
@@ -166,7 +168,8 @@ def _label_sets(args: argparse.Namespace) -> list[LabelSet]:
         folder = args.images or args.labels.parent
         return [_not_empty(attach(labels, folder, report_unlabelled=len(labels) == complete), folder)]
     if not args.root.is_dir():
-        raise CommandError(f"no folder {str(args.root)!r}")
+        obtain = f". {get_dataset(args.dataset).how_to_get()}" if args.dataset else ""
+        raise CommandError(f"no folder {str(args.root)!r}{obtain}")
     if args.dataset:
         dataset = get_dataset(args.dataset)
         folder = find_folder(dataset, args.root) or args.root

@@ -13,12 +13,12 @@ from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.scorers import cache_folder, columns, make_peers, model_name, progress_bar, with_bar
 from vqr1_metric.distortions import LEVELS
 from vqr1_metric.evaluation.baselines import BASELINES, LUMA
-from vqr1_metric.evaluation.labels import Item, LabelSet, attach
+from vqr1_metric.evaluation.labels import Item, LabelSet, attach, count_problems, problems_text
 from vqr1_metric.evaluation.ladder import check_distortions, ladder_pictures, ladder_statistics, ladder_table
 from vqr1_metric.evaluation.preference import preference_agreement, read_preferences
 from vqr1_metric.evaluation.run import Settings, provenance
 from vqr1_metric.evaluation.scoring import process_rank, score_pictures, scorer_identity
-from vqr1_metric.evaluation.tables import made_with_text, table, write_json
+from vqr1_metric.evaluation.tables import made_with_text, table, write_json, write_text
 from vqr1_metric.scorer import QualityScorer
 
 
@@ -39,9 +39,15 @@ def run_preferences(
         scores = {item.image: score for item, score in zip(labels.items, column.scores, strict=True)}
         found[column.name] = {"kind": column.kind, **preference_agreement(preferences, scores, **asdict(settings))}
     made_with = provenance(command, settings, {"model": scorers[0].identity})
-    problems = [asdict(problem) for problem in (*preferences.problems, *labels.problems)]
-    results = {"made_with": made_with, "preferences": preferences.name, "problems": problems, "scorers": found}
-    _finish(args, results, f"## {preferences.name}\n\n{_preference_text(found)}", problems)
+    problems = [*preferences.problems, *labels.problems]
+    results = {
+        "made_with": made_with, "preferences": preferences.name, "problems": [asdict(problem) for problem in problems],
+        "scorers": found,
+    }  # fmt: skip
+    text = f"## {preferences.name}\n\n{_preference_text(found)}"
+    if problems:
+        text += f"\n- Left out or noted (listed in results.json): {problems_text(count_problems(problems))}.\n"
+    _finish(args, results, text)
     return 0
 
 
@@ -73,7 +79,7 @@ def run_ladder(args: argparse.Namespace, scorer: QualityScorer | None, settings:
     made_with = provenance(command, settings, {"model": identity})
     results = {"made_with": made_with, "pictures": pictures, "distortions": names, "scorers": found}
     head = f"## Distortion ladder: {len(pictures)} pictures, {len(names)} distortions, {LEVELS} levels\n\n"
-    _finish(args, results, head + table(ladder_table(found)), [])
+    _finish(args, results, head + table(ladder_table(found)))
     return 0
 
 
@@ -113,11 +119,9 @@ def _share(value: tuple[float, float, float]) -> str:
     return f"{share:.3f}{ends}"
 
 
-def _finish(args: argparse.Namespace, results: dict, text: str, problems: list[dict]) -> None:
-    if problems:
-        text += f"\n- Left out or noted: {len(problems)} (listed in results.json).\n"
+def _finish(args: argparse.Namespace, results: dict, text: str) -> None:
     text += "\n" + made_with_text(results["made_with"])
-    (args.output / "table.md").write_text(text, encoding="utf-8")
+    write_text(args.output / "table.md", text)
     write_json(args.output / "results.json", results)
     if not args.silent:
         print(text)

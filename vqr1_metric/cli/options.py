@@ -85,12 +85,15 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
 
 def build_scorer(args: argparse.Namespace) -> QualityScorer:
     """The scorer that the options describe; the weights are not loaded yet."""
+    from vqr1_metric.cli import CommandError
     from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 
     names = (
         "mode", "thinking", "revision", "device", "device_map", "dtype", "quantization", "batch_tokens",
         "deterministic", "max_pixels", "min_pixels", "num_samples", "max_new_tokens", "seed",
     )  # fmt: skip
+    if getattr(args, "thinking", False) and args.mode != "sample":
+        raise CommandError("--thinking is about --mode sample; --mode think always asks for a reasoning")
     # What was not given is left to the scorer's own defaults.
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     if getattr(args, "server", None):

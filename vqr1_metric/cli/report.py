@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"no folder {str(args.output.parent)!r} to write {args.output.name!r} into")
     from vqr1_metric.evaluation.page import report_page
     from vqr1_metric.evaluation.peers import read_scores
+    from vqr1_metric.evaluation.tables import write_text
 
     found = read_scores(args.scores)
     if not found:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         text = report_page(
             rows, title, _made_with(args.scores), args.output, cache, size=args.thumbnail, progress=bar.update
         )
-    args.output.write_text(text, encoding="utf-8")
+    write_text(args.output, text)
     if not args.silent:
         size = args.output.stat().st_size / 1e6
         print(f"{len(rows)} pictures in {args.output} ({size:.1f} MB; {cache.name} beside it speeds up the next time)")

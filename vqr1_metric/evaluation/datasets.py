@@ -58,7 +58,10 @@ class Dataset:
         Raises:
             LabelError: for a folder that does not hold the set, with how to obtain it.
         """
-        labels, pictures = self.read(folder)
+        try:
+            labels, pictures = self.read(folder)
+        except LabelError as error:
+            raise LabelError(f"{error} {self.how_to_get()}.") from None
         if split is None:
             split = self.split if any(item.split for item in labels.items) else "all"
         complete = len(labels.items)
@@ -306,11 +309,10 @@ DATASETS = {
         Dataset(
             "tid2013", "TID2013", "https://www.ponomarenko.info/tid2013.htm", _ASK,
             "mos_with_names.txt, mos_std.txt and distorted_images/", 3000, ("tid2013", "tid"), _tid,
-            suites=("paper", "more"),
         ),
         Dataset(
             "biq2021", "BIQ2021", "https://github.com/nisarahmedrana/BIQ2021", "not stated in its repository",
-            "Train.csv, Test.csv and Images/", 12000, ("biq2021",), _biq2021, split="test", suites=("paper", "more"),
+            "Train.csv, Test.csv and Images/", 12000, ("biq2021",), _biq2021, split="test",
         ),
     )
 }  # fmt: skip

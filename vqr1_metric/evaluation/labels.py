@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -187,6 +187,11 @@ def count_problems(problems: Sequence[Problem]) -> dict[str, int]:
     """How many problems there are of each kind, in the order of ``KINDS``, kinds without any left out."""
     counts = {kind: sum(problem.kind == kind for problem in problems) for kind in KINDS}
     return {kind: count for kind, count in counts.items() if count}
+
+
+def problems_text(counts: Mapping[str, int]) -> str:
+    """Counts of :func:`count_problems` in words: ``label rows without a picture: 2; names that ...: 1``."""
+    return "; ".join(f"{KINDS[kind]}: {count}" for kind, count in counts.items())
 
 
 def _is_picture(name: str) -> bool:

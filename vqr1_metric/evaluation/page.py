@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vqr1_metric.evaluation.agreement import STATISTICS
-from vqr1_metric.evaluation.labels import KINDS, LabelSet
+from vqr1_metric.evaluation.labels import LabelSet, problems_text
 from vqr1_metric.evaluation.plots import Plot, histogram
 from vqr1_metric.evaluation.run import Column
 from vqr1_metric.evaluation.tables import HEADINGS, jsonable, short, value_and_interval
@@ -111,11 +111,11 @@ def evaluation_page(
             }
             for row, column in zip(entry["scorers"], columns, strict=True)
         ]  # fmt: skip
-        counts = [f"{KINDS[kind]}: {count}" for kind, count in entry["dataset"]["problem_counts"].items()]
         sections.append(
             {
                 **entry, "headings": [(HEADINGS[name], STATISTICS[name]) for name in shown], "table": table,
-                "published_table": published, "plots": scorers, "counts": counts,
+                "published_table": published, "plots": scorers,
+                "counts": problems_text(entry["dataset"]["problem_counts"]),
             }
         )  # fmt: skip
     return render("evaluation.html", title="Agreement with people", sections=sections, made_with=_flat(made_with))
@@ -147,7 +147,7 @@ def _card(row: dict[str, Any], page: Path, cache: Path, size: int) -> dict[str, 
 def _link(path: Path, page: Path) -> str:
     from urllib.parse import quote
 
-    return quote(Path(os.path.relpath(path, page.parent)).as_posix())
+    return quote(os.fsencode(Path(os.path.relpath(path, page.parent)).as_posix()))
 
 
 def _bars(probabilities: Sequence[float] | None) -> list[int] | None:

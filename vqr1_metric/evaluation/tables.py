@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vqr1_metric.evaluation.agreement import STATISTICS
-from vqr1_metric.evaluation.labels import KINDS, LabelSet
+from vqr1_metric.evaluation.labels import LabelSet, problems_text
 from vqr1_metric.evaluation.run import Column
 from vqr1_metric.records import cell
 
@@ -34,9 +34,14 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def write_text(path: Path, text: str) -> None:
+    """A file in UTF-8; bytes of a picture's name that are not UTF-8 become ``\\udcXX``, which JSON reads back."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def write_json(path: Path, results: dict[str, Any]) -> None:
     """Everything, NaN as null."""
-    path.write_text(json.dumps(jsonable(results), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(jsonable(results), indent=1, ensure_ascii=False) + "\n")
 
 
 #: Columns of the CSV table that say what a line was made with.
@@ -142,8 +147,7 @@ def _notes(entry: dict[str, Any]) -> str:
         lines += _calibration_note(row)
     counts = entry["dataset"]["problem_counts"]
     if counts:
-        told = "; ".join(f"{KINDS[kind]}: {count}" for kind, count in counts.items())
-        lines.append(f"- Left out or noted (listed in results.json): {told}.")
+        lines.append(f"- Left out or noted (listed in results.json): {problems_text(counts)}.")
     if entry["dataset"]["short_edge"]:
         lines.append(f"- Pictures reduced to a short edge of {entry['dataset']['short_edge']}.")
     return "\n".join(lines) + "\n" if lines else ""
@@ -222,4 +226,4 @@ def _write_csv(path: Path, header: Sequence[str], lines) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(lines)
-    path.write_text(text.getvalue(), encoding="utf-8")
+    write_text(path, text.getvalue())
