@@ -4,14 +4,18 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from evaluation_files import run_processes, save_picture
 from PIL import Image
 from stub_scorer import LinearBackend
 
 from vqr1_metric.evaluation import scoring
-from vqr1_metric.evaluation.baselines import BASELINES, baseline_scores, reduce_short_edge
+from vqr1_metric.evaluation.baselines import BASELINES, baseline_scores
 from vqr1_metric.evaluation.labels import Item
+from vqr1_metric.evaluation.ladder import ladder_pictures
+from vqr1_metric.evaluation.pictures import reduce_short_edge
+from vqr1_metric.evaluation.thumbnails import thumbnail
 from vqr1_metric.scorer import QualityScorer
 
 
@@ -73,6 +77,23 @@ def test_pictures_are_reduced_to_the_short_edge(tmp_path: Path) -> None:
     assert reduce_short_edge(Image.new("RGB", (1001, 1500)), 768).size == (768, 1151)
     scores = baseline_scores(large), baseline_scores(large, 30)
     assert scores[0]["contrast"] > scores[1]["contrast"]
+
+
+def test_a_file_of_floats_is_a_picture_everywhere(tmp_path: Path) -> None:
+    """The scorer takes floats in [0, 1]; what stands beside it needs 8 bits."""
+    random = np.random.default_rng(0)
+    levels = random.integers(0, 256, (60, 90), np.uint8)
+    eight, floats = tmp_path / "a.png", tmp_path / "b" / "b.tif"
+    floats.parent.mkdir()
+    Image.fromarray(levels).save(eight)
+    Image.fromarray(levels.astype(np.float32) / 255).save(floats)
+    assert baseline_scores(floats) == pytest.approx(baseline_scores(eight))
+    assert baseline_scores(floats, 30) == pytest.approx(baseline_scores(eight, 30))
+    scorer = QualityScorer(backend=LinearBackend())
+    rows = scoring.score_items(scorer, [Item("b.tif", 0.0, path=floats)], tmp_path / "cache", short_edge=30)
+    assert rows[0]["error"] is None and scorer.backend.sizes == [(30, 45)]
+    assert ladder_pictures(floats.parent, ["blur"])[1][1][1]().dtype == np.uint8
+    assert thumbnail(floats, tmp_path / "cache") == thumbnail(eight, tmp_path / "cache")
 
 
 def test_baselines_by_hand(tmp_path: Path) -> None:

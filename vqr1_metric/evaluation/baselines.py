@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from vqr1_metric.images import ImageError, load_image
+from vqr1_metric.evaluation.pictures import load_picture
+from vqr1_metric.images import ImageError
 
 #: Weights of red, green and blue in luma (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
@@ -18,19 +18,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 def luma(path: Path, short_edge: int | None = None) -> NDArray:
     """Luma of a picture, shape ``(H, W)``, 0 to 255, after the data set's resizing."""
-    pixels = load_image(path).permute(1, 2, 0).numpy()
-    if short_edge is not None:
-        pixels = np.asarray(reduce_short_edge(Image.fromarray(pixels), short_edge))
-    return pixels.astype(np.float64) @ np.array(LUMA)
-
-
-def reduce_short_edge(picture: Image.Image, short_edge: int) -> Image.Image:
-    """The picture with this short edge (bicubic, antialiased); a smaller one stays as it is."""
-    scale = short_edge / min(picture.size)
-    if scale >= 1:
-        return picture
-    width, height = (max(1, round(edge * scale)) for edge in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(load_picture(path, short_edge)).astype(np.float64) @ np.array(LUMA)
 
 
 def log_laplacian_variance(grey: NDArray) -> float:

@@ -16,8 +16,8 @@ from scipy import stats
 from vqr1_metric.distortions import DISTORTIONS, LEVELS, distort
 from vqr1_metric.evaluation.agreement import percentile_interval, resample
 from vqr1_metric.evaluation.labels import LabelError, find_pictures
+from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.evaluation.scoring import picture_hash
-from vqr1_metric.images import load_image
 
 Rung = tuple[str, Callable[[], np.ndarray]]
 
@@ -103,7 +103,7 @@ def ladder_table(found: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
 
 
 def _rung(path: Path, name: str, level: int, seed: int, max_edge: int | None) -> np.ndarray:
-    picture = Image.fromarray(load_image(path).permute(1, 2, 0).numpy())
+    picture = load_picture(path)
     if max_edge is not None:
         picture.thumbnail((max_edge, max_edge), Image.Resampling.BICUBIC)
     return np.asarray(distort(picture, name, level, seed) if level else picture)

@@ -8,10 +8,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from vqr1_metric.evaluation.baselines import reduce_short_edge
 from vqr1_metric.evaluation.labels import Item, LabelError
+from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.evaluation.readers import find_column, parse_number, read_table
 from vqr1_metric.functional.distribution import GRID_SIZE
 from vqr1_metric.images import ImageError, load_image
@@ -143,12 +141,9 @@ def pyiqa_metric(name: str, device: str | None = None) -> Callable[[Path, int | 
 
     def row(path: Path, short_edge: int | None = None) -> dict:
         try:
-            pixels = load_image(path)
+            pixels = load_image(load_picture(path, short_edge))
         except ImageError as error:
             return {"score": math.nan, "error": str(error)}
-        if short_edge is not None:
-            picture = reduce_short_edge(Image.fromarray(pixels.permute(1, 2, 0).numpy()), short_edge)
-            pixels = load_image(picture)
         try:
             return {"score": sign * float(metric(pixels.unsqueeze(0) / 255))}
         except Exception as error:  # too small for its windows, say; the other pictures are scored

@@ -19,18 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 # Before there is a group: transformers imports it later, and its default arguments would keep the group's threads
 # alive, which now and then abort the process as the interpreter ends.
 import torch.distributed.nn.functional
-from PIL import Image
 
 from vqr1_metric import records
-from vqr1_metric.evaluation.baselines import reduce_short_edge
 from vqr1_metric.evaluation.labels import Item
-from vqr1_metric.images import ImageError, ImageLike, load_image
+from vqr1_metric.evaluation.pictures import load_picture
+from vqr1_metric.images import ImageError, ImageLike
 from vqr1_metric.prompts import PROMPT_VERSION
 from vqr1_metric.scorer import QualityScorer
 
@@ -196,8 +194,6 @@ def _load(path: Path, short_edge: int | None) -> ImageLike:
     if short_edge is None:
         return path
     try:
-        pixels = load_image(path)
+        return load_picture(path, short_edge)
     except ImageError:
         return path  # the scorer finds the same fault and reports it
-    picture = reduce_short_edge(Image.fromarray(pixels.permute(1, 2, 0).numpy()), short_edge)
-    return np.asarray(picture)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vqr1_metric.images import FORMATS, load_image
+from vqr1_metric.evaluation.pictures import load_picture
+from vqr1_metric.images import FORMATS
 
 #: Longer edge in pixels; 160 is about 4 kB as WebP.
 SIZE = 160
@@ -52,8 +53,7 @@ def _shrink(path: Path, size: int) -> bytes:
         Image.init()
         with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             image.draft("RGB", (2 * size, 2 * size))  # JPEG: decode at a fraction of the size
-            pixels = load_image(image)
-    small = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            small = load_picture(image)
     small.thumbnail((size, size), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     small.save(buffer, format="WEBP", quality=_QUALITY, method=4)
