@@ -115,7 +115,7 @@ def pieces(distribution: ScoreDistribution) -> Iterator[tuple[int, ScoreDistribu
 
 def run(options, data: list[str], start: Path, variant: str, seed: int, kept: dict[bytes, Tensor]) -> dict:
     """One training run; its row."""
-    output = options.work / "ablation_run"
+    output = options.work / f"ablation_{variant.replace(' ', '_')}_seed{seed}"
     shutil.rmtree(output, ignore_errors=True)
     base = {
         "objective": "sampled", "num_generations": 6, "micro_batch": 96, "max_new_tokens": 16,
@@ -137,7 +137,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=tuple(VARIANTS), metavar="NAME")
     parser.add_argument("--summary", action="store_true", help="only read the CSV file")
     options = parser.parse_args()
@@ -147,7 +147,7 @@ def main() -> None:
         start = start_model(options, data)
         done = {(row["variant"], int(row["seed"])) for row in rows_of(options.output)}
         kept: dict[bytes, Tensor] = {}
-        runs = [("start", 0), *((variant, seed) for seed in range(options.seeds) for variant in options.variants)]
+        runs = [("start", 0), *((variant, seed) for seed in options.seeds for variant in options.variants)]
         for variant, seed in runs:
             if (variant, seed) not in done:
                 row = run(options, data, start, variant, seed, kept)

@@ -1,6 +1,7 @@
 """From a warm start to a ranker on two data sets with unlike scales: SRCC on held-out pictures against steps.
 
-    python benchmarks/train_two_sets.py --rated labels.csv --images DIR --pristine DIR --work DIR \\
+    python benchmarks/train_two_sets.py --rated labels.csv --images DIR --pristine DIR --work DIR --seeds 0 1 2 \\
+        --cold-start-steps 40 --learning-rate 3e-4 --steps 60 --eval-steps 15 \\
         -o benchmarks/results/train_two_sets.csv --plot benchmarks/results/train_two_sets.png
 
 Exact RL2R (`vqr1 train --preset nano`) on both sets at once, as `train_setup.py` describes them. Pictures are compared
@@ -13,12 +14,15 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from train_setup import append, arguments, log_of, make_sets, provenance, settings, start_model
 
 from vqr1_metric.train_ranker.run import train
 
 SETS = ("opinions", "distortions")
+#: Of the SRCC shown in a panel.
+HALF_RANGE = 0.06
 
 
 def main() -> None:
@@ -47,7 +51,7 @@ def main() -> None:
 
 
 def plot(table: Path, file: Path) -> None:
-    """Curves of both sets, a small PNG."""
+    """One panel for each set, both of the same scale: mean and range over the seeds, a small PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -55,15 +59,22 @@ def plot(table: Path, file: Path) -> None:
 
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    names = {"opinions": "rated photographs (scores 0 to 1)", "distortions": "synthetic distortions (scores 0 to 100)"}
-    figure, axes = plt.subplots(figsize=(5.2, 2.9), dpi=110)
-    for (name, label), colour in zip(names.items(), ("#1f5fa8", "#c2571a"), strict=True):
-        for i, seed in enumerate(dict.fromkeys(row["seed"] for row in rows)):
-            points = [(int(r["step"]), float(r[f"srcc_{name}"])) for r in rows if r["seed"] == seed]
-            axes.plot(*zip(*points, strict=True), color=colour, lw=1.6, marker="o", ms=3, label=None if i else label)
-    axes.set(xlabel="steps of 16 pictures", ylabel="SRCC, held-out pictures", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    seeds = len({row["seed"] for row in rows})
+    steps = sorted({int(row["step"]) for row in rows})
+    titles = {"opinions": "rated photographs (scores 0 to 1)", "distortions": "synthetic distortions (scores 0 to 100)"}
+    figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.1), dpi=110)
+    for axis, (name, title), colour in zip(axes, titles.items(), ("#1f5fa8", "#c2571a"), strict=True):
+        found = [[float(r[f"srcc_{name}"]) for r in rows if int(r["step"]) == step] for step in steps]
+        low, high = (np.array([pick(values) for values in found]) for pick in (min, max))
+        mean = np.array([np.mean(values) for values in found])
+        axis.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0, label="lowest to highest")
+        axis.plot(steps, mean, color=colour, lw=1.6, marker="o", ms=3, label=f"mean of {seeds} seeds")
+        middle = (low.min() + high.max()) / 2
+        axis.set(xlabel="steps of 16 pictures", ylabel="SRCC, held-out pictures", xticks=steps)
+        axis.set(ylim=(middle - HALF_RANGE, middle + HALF_RANGE))
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(file)
 

@@ -248,7 +248,19 @@ def test_preferences_split_by_pair(tmp_path: Path, pictures: Path) -> None:
         for pair in part.preferences:
             named = {Path(part.pictures[k].name).stem for k in (pair.a, pair.b)}
             assert len(named) == 2
+        assert len(part.pictures) == len({k for pair in part.preferences for k in (pair.a, pair.b)}) > 0
     assert len(train.preferences) + len(val.preferences) < 7
+
+
+def test_held_out_preferences_are_whole_pairs_however_they_hang_together(tmp_path: Path, pictures: Path) -> None:
+    """A picture drawn by itself would take no pair along; its missing score must not be validated on."""
+    rows = [f"p{i}.png,p{i + 1}.png,3,1" for i in range(7)]
+    for seed in range(8):
+        (s,) = read_data([write(tmp_path / "v.csv", "a,b,votes_a,votes_b", *rows)], [pictures])
+        _, val = split_validation(s, 0.2, seed)
+        assert len(val.preferences) == 1 and len(val.pictures) == 2
+        train, nothing = split_validation(s, 0.0, seed)
+        assert len(train.preferences) == 7 and len(nothing) == 0 and nothing.preferences == ()
 
 
 def test_everything_is_checked_by_prepare_data(tmp_path: Path, pictures: Path) -> None:

@@ -128,7 +128,7 @@ def split_validation(s: RatingSet, fraction: float, seed: int = 0) -> tuple[Rati
 
     The labels' own split counts where there is one (rows marked ``test`` are used for nothing). Otherwise a fraction is
     held out, whole groups at a time, picked by a hash of their name and the seed, so that the choice does not depend on
-    order. Preferences are split by pair; pairs that would straddle are left out.
+    order. Of preferences whole pairs are held out; pairs that would straddle are left out, and pictures without one.
 
     Returns:
         Two sets of the same name; the second may be empty.
@@ -137,24 +137,31 @@ def split_validation(s: RatingSet, fraction: float, seed: int = 0) -> tuple[Rati
     if "val" in marked:
         held_out = {p.name for p in s.pictures if p.split == "val"}
     else:
-        groups = sorted(
-            {p.group for p in s.pictures if p.split != "test"},
-            key=lambda group: hashlib.sha256(f"{seed}:{s.name}:{group}".encode()).digest(),
+        together = {(p.group,) for p in s.pictures if p.split != "test"}
+        if s.preferences:
+            together = {tuple(sorted((s.pictures[p.a].group, s.pictures[p.b].group))) for p in s.preferences}
+        candidates = sorted(
+            together, key=lambda groups: hashlib.sha256(f"{seed}:{s.name}:{':'.join(groups)}".encode()).digest()
         )
         by_group = defaultdict(list)
         for p in s.pictures:
             by_group[p.group].append(p.name)
         wanted, held_out = round(fraction * len(s)), set()
-        for group in groups:
+        for groups in candidates:
             if len(held_out) >= wanted:
                 break
-            held_out.update(by_group[group])
+            for group in groups:
+                held_out.update(by_group[group])
     train = [i for i, p in enumerate(s.pictures) if p.split != "test" and p.name not in held_out]
     val = [i for i, p in enumerate(s.pictures) if p.split != "test" and p.name in held_out]
     return _subset(s, train), _subset(s, val)
 
 
 def _subset(s: RatingSet, kept: Sequence[int]) -> RatingSet:
+    if s.preferences:  # a picture without a pair has nothing to say
+        inside = set(kept)
+        paired = {i for p in s.preferences for i in (p.a, p.b) if {p.a, p.b} <= inside}
+        kept = [i for i in kept if i in paired]
     new = {old: i for i, old in enumerate(kept)}
     pairs = [replace(p, a=new[p.a], b=new[p.b]) for p in s.preferences if p.a in new and p.b in new]
     return replace(s, pictures=tuple(s.pictures[i] for i in kept), preferences=tuple(pairs))
