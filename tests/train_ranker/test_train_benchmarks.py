@@ -1,0 +1,57 @@
+"""What the training experiments rest on: kept tokens are the tower's, differences are paired, the plot shows ranges."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vqr1_metric.backends.loading import ModelSpec, load_model
+from vqr1_metric.train_ranker.data import read_data
+from vqr1_metric.train_ranker.processor import RankerProcessor
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def test_kept_tokens_are_those_of_the_tower(benchmark, tiny_qwen2_5_vl: Path, rated: Path) -> None:
+    keep_tokens = benchmark("train_ablation_nano").keep_tokens
+    loaded = load_model(ModelSpec(str(tiny_qwen2_5_vl), device="cpu"))
+    visual = loaded.model.model.visual.requires_grad_(False)
+    processor = RankerProcessor(loaded, read_data([rated / "noise.csv"])[0].pictures)
+    patches, grids = zip(*(processor.patches(i) for i in ("0", "1", "0", "2")), strict=True)
+    inputs, grid = torch.cat(patches), torch.tensor(grids)
+    expected = visual(inputs, grid_thw=grid).pooler_output
+    seen, kept = [], {}
+    visual.patch_embed.register_forward_hook(lambda *_: seen.append(1))
+    keep_tokens(visual, kept)
+    for _ in range(2):
+        torch.testing.assert_close(visual(inputs, grid_thw=grid).pooler_output, expected, atol=1e-5, rtol=1e-5)
+    assert len(seen) == len(kept) == 3
+
+
+def test_the_summary_pairs_runs_of_one_seed(benchmark) -> None:
+    runs = {"start": [0.1], "base": [0.5, 0.6, 0.7], "exact": [0.52, 0.63, 0.74]}
+    rows = [
+        {"variant": name, "seed": str(seed), "srcc": str(value), "srcc_reply": str(value), "fidelity": "0.7"}
+        for name, values in runs.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    lines = benchmark("train_ablation_nano").summary(rows).splitlines()
+    assert lines[2] == "| start | 0.100 |  | 0.100 |  | 0.700 |  | 1 |"
+    # Differences .02, .03, .04: standard error .01 / sqrt(3), Student's t for 2 degrees of freedom 4.303.
+    assert lines[4] == "| exact | 0.630 | +0.030 ± 0.025 | 0.630 | +0.030 ± 0.025 | 0.700 | +0.000 ± 0.000 | 3 |"
+
+
+def test_the_plot_of_two_sets_is_drawn(benchmark, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    table = tmp_path / "two.csv"
+    lines = [f"{seed},{step},0.5{seed},0.9,0.8" for seed in (0, 1) for step in (0, 15)]
+    table.write_text("\n".join(["seed,step,srcc_opinions,srcc_distortions,spread", *lines]) + "\n")
+    benchmark("train_two_sets").plot(table, tmp_path / "two.png")
+    assert len(Image.open(tmp_path / "two.png").convert("RGB").getcolors(1 << 20)) > 50
