@@ -89,7 +89,8 @@ class RankerConfig:
         dtype: of the weights; None is float32 (with bfloat16 arithmetic on GPUs), for LoRA on GPUs bfloat16.
         attn_implementation: of transformers; None is ``"sdpa"``.
         gradient_checkpointing: recompute activations in the backward pass.
-        share_pictures: the K replies of a picture share its pass through the vision tower.
+        share_pictures: the K replies of a picture share its pass through the vision tower, and their prompt's through
+            the language model (see :mod:`~vqr1_metric.train_ranker.sharing`).
         min_pixels, max_pixels: pixel limits of a picture; None keeps the model's own.
         merge: write the LoRA result as a full model (the adapter stays in the checkpoints).
         use_vllm: sample with vLLM on the training GPUs.
