@@ -219,6 +219,7 @@ def test_page_description_and_metrics(serve: Serve) -> None:
     examples = Path(__file__).parents[2] / "examples" / "pictures"
     with serve(formula_scorer()) as client:
         page, script = client.get("/"), client.get("/page/app.js")
+        same = client.get("/page/app.js", headers={"if-none-match": script.headers["etag"]})
         names = json.loads(script.text.split("EXAMPLES = ")[1].split(";")[0])
         for name in names:
             assert client.get(f"/page/examples/{name}").content == (examples / name).read_bytes()
@@ -228,6 +229,7 @@ def test_page_description_and_metrics(serve: Serve) -> None:
         metrics = client.get("/metrics")
     assert page.status_code == 200 and "http" not in page.text.replace("http-equiv", "")
     assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert script.headers["cache-control"] == "no-cache" and same.status_code == 304  # asked for, sent only when new
     assert "innerHTML" not in script.text
     assert {"/v1/score", "/v1/rank", "/v1/explain", "/v1/info", "/health", "/metrics"} == set(description["paths"])
     body = description["paths"]["/v1/score"]["post"]["requestBody"]["content"]
