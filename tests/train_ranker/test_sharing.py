@@ -1,5 +1,6 @@
 """The tower sees each picture of a pass once, the language model each prompt; nothing else changes. Zero spread."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -160,6 +161,11 @@ def test_sampled_replies_are_those_without_shared_prompts(family: str, rated: Pa
         assert read == [2 if share else 6] + [6] * 5
     assert torch.equal(*found)
     assert len({tuple(row.tolist()) for row in found[0]}) > 2
+    copied = copy.deepcopy(loaded.model)  # such as a start model for the KL penalty
+    expected = copied.model(**inputs).last_hidden_state
+    loaded.model.model.language_model.layers[0].mlp.requires_grad_(False).down_proj.weight.zero_()
+    torch.testing.assert_close(copied.model(**inputs).last_hidden_state, expected)
+    assert not torch.allclose(loaded.model.model(**inputs).last_hidden_state, expected, atol=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
