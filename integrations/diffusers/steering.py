@@ -218,7 +218,13 @@ class Steering:
         clean = (
             clean_prediction(self.pipe.scheduler, given["model_output"], given["timestep"], sample) if stop else None
         )
+        before = _random_states(sample.device)
         result = self._step(*bound.args, **bound.kwargs)
+        if not all(map(torch.equal, before, _random_states(sample.device))):
+            raise UnsupportedError(
+                f"{type(self.pipe.scheduler).__name__} draws noise from PyTorch's global generator, so candidates "
+                "could not be made again from their seeds; use another scheduler or setting, or a newer diffusers."
+            )
         if not stop:
             return result
         latents = result[0]
@@ -251,3 +257,8 @@ class Steering:
         from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
         return DDIMSchedulerOutput(prev_sample=latents, pred_original_sample=latents)
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """State of the global generators that noise on this device may be drawn from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]

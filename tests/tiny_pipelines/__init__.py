@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 
 from tiny_pipelines import transformers, unets  # noqa: F401 (they fill FAMILIES)
@@ -58,4 +59,9 @@ def offload(pipe: Any, kind: str) -> None:
         pipe.enable_model_cpu_offload(device="cpu")
     else:
         cpu = torch.device("cpu")
-        pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+        try:
+            pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+        except AttributeError:
+            if torch.accelerator.current_accelerator() is not None:
+                raise
+            pytest.skip("this release of diffusers offloads groups to accelerators only")

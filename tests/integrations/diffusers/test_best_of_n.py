@@ -1,11 +1,13 @@
 """`BestOfN` on tiny random pipelines: right choice, right scores, the promised work."""
 
+import inspect
 import math
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from diffusers_matrix import difference, make_alone
 from PIL import Image
 from stub_scorer import formula_scorer
@@ -13,7 +15,7 @@ from tiny_pipelines import build
 from tiny_pipelines.parts import picture
 from tiny_pipelines.unets import control, sd_parts
 
-from vqr1_metric.integrations.diffusers import BestOfN
+from vqr1_metric.integrations.diffusers import BestOfN, UnsupportedError
 from vqr1_metric.metric import VisualQualityR1Score
 from vqr1_metric.scorer import QualityScorer
 
@@ -62,12 +64,27 @@ def test_schedulers_that_can_draw_noise(family, scheduler, settings, options):
     tiny = build(family, scheduler, **settings)
     arguments = tiny.arguments | options | {"output_type": "np"}
     best = BestOfN(tiny.pipe, formula_scorer(), batch_size=3)
+    if "randn_like" in inspect.getsource(type(tiny.pipe.scheduler).step):  # older diffusers: nobody's seed
+        with pytest.raises(UnsupportedError, match="global generator"):
+            best(n=4, **arguments)
+        return
     plain = best(n=4, keep=4, **arguments)
     for strategy in ("inplace", "restart"):
         pruned = best(n=4, preview_at_ratio=0.5, survivors=2, strategy=strategy, **arguments)
         for a, b in zip(pruned.records, plain.records, strict=True):
             assert not a.survived or difference(a.picture, b.picture) <= 1e-5
     assert difference(best(n=1, seeds=plain.seeds[:1], **arguments).images[0], plain.images[0]) <= 1e-5
+
+
+def test_noise_that_no_seed_makes_again_is_refused(sd):
+    class Drawing(DDIMScheduler):
+        def step(self, model_output, timestep, sample, return_dict=True):
+            return super().step(model_output, timestep, sample + torch.randn_like(sample), return_dict=return_dict)
+
+    sd.pipe.scheduler = Drawing.from_config(sd.pipe.scheduler.config)
+    with pytest.raises(UnsupportedError, match="Drawing draws noise from PyTorch's global generator"):
+        BestOfN(sd.pipe, formula_scorer())(n=2, **sd.arguments)
+    assert "step" not in vars(sd.pipe.scheduler)
 
 
 def test_chunks_change_nothing(sd):

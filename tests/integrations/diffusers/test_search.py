@@ -34,7 +34,7 @@ def test_other_scorers_take_part_in_every_choice(sd):
         assert record.value == pytest.approx(record.score - 40 * record.extras["green"])
     values = [both.records[place.index].value for place in both.ranking]
     assert values == sorted(values, reverse=True)
-    heavy = [BestOfN(sd.pipe, formula_scorer(), also={"green": (green, w)}) for w in (1000.0, -1000.0)]
+    heavy = [BestOfN(sd.pipe, formula_scorer(), also={"green": (green, w)}) for w in (1e6, -1e6)]
     up, down = (best(n=5, keep=5, **sd.arguments).seeds for best in heavy)
     assert up == down[::-1]
     assert 0.5 <= both.win_probability <= 1
