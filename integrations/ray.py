@@ -13,6 +13,7 @@ Distribution, placement, retries and streaming are Ray's own. Each actor holds o
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def score_to_parquet(
     left out. Rows without a score (a damaged picture) have NaN and the reason, and count as finished.
 
     Args:
-        dataset: rows with a column of paths (which every machine must see) or of bytes.
+        dataset: rows with a column of absolute paths (which every machine must see) or of bytes.
         folder: for the Parquet files, a path or a URI that pyarrow knows (``s3://...``); every machine must see it.
         column: where the pictures are.
         key: a column whose values identify a row; by default ``column``. With another key the pictures' column is not
@@ -91,8 +92,13 @@ def score_to_parquet(
     Raises:
         ValueError: if the folder's scores came from another model or other settings.
     """
-    key = key or column
-    filesystem, root = _open(str(folder))
+    key, folder = key or column, str(folder)
+    # Workers may have another current directory.
+    if "://" not in folder:
+        folder = os.path.abspath(folder)
+    if os.path.isdir(model):
+        model = os.path.abspath(model)
+    filesystem, root = _open(folder)
     fingerprint = f"{QualityScorer(model, **options).fingerprint:x}".encode()
     done = ray.put(_finished(filesystem, root, key, fingerprint))
     todo = dataset.map_batches(lambda batch: _without(batch, key, ray.get(done)), batch_size=None)
@@ -108,7 +114,7 @@ def score_to_parquet(
         batch_format="pyarrow",
         batch_size=rows_per_file,
     ).materialize()
-    return ray.data.read_parquet(str(folder))
+    return ray.data.read_parquet(folder)
 
 
 def _open(folder: str) -> tuple[FileSystem, str]:

@@ -113,3 +113,14 @@ def test_example(cluster, tiny_qwen2_5_vl: Path, tmp_path: Path, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", [str(script), *options])
     runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out.splitlines()[-1].startswith("6 pictures in ")
+
+
+def test_documented(cluster, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function that docs/integrations.md shows, on nano."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    code = text.partition("## Ray Data")[2].partition("```python\n")[2].partition("```")[0]
+    names: dict = {}
+    exec(code, names)
+    monkeypatch.chdir(tmp_path)
+    assert 1 <= names["score_all"](files[:3]) <= 5
+    assert list((tmp_path / "scores").glob("*.parquet"))
