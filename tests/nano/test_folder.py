@@ -14,6 +14,7 @@ from vqr1_metric.images import load_image
 from vqr1_metric.nano import FOLDER
 from vqr1_metric.nano.training.tokenizer import build_tokenizer
 from vqr1_metric.scorer import QualityScorer
+from vqr1_metric.train_ranker import naming
 
 PICTURES = Path(__file__).resolve().parents[2] / "examples" / "pictures"
 LIMIT = 12_000_000
@@ -108,3 +109,20 @@ def test_greedy_reply_is_a_score_and_nothing_else(scorer: QualityScorer) -> None
     head, tail = reply[:8], reply[-9:]
     assert (head, tail) == ("<answer>", "</answer>")
     assert 1 <= float(reply[8:-9]) <= 5
+
+
+def test_reasoning_names_what_was_done_to_the_sample_scene() -> None:
+    from PIL import Image
+
+    scene = Image.open(PICTURES / "lake.jpg")
+    spoiled = {name: distort(scene, name, 6) for name in ("motion_blur", "noise", "jpeg", "darken", "colour")}
+    results = naming.greedy("nano").score(list(spoiled.values()))
+    assert [naming.named(result.replies[0].reasoning) for result in results] == list(spoiled)
+
+
+def test_score_after_a_reasoning_stays_that_without_one(scorer: QualityScorer) -> None:
+    thinking = QualityScorer("nano", "think", num_samples=2, device="cpu")
+    pictures = [str(PICTURES / "lake.jpg"), str(PICTURES / "lake_crushed.jpg")]
+    for plain, thought in zip(scorer.score(pictures), thinking.score(pictures), strict=True):
+        assert abs(plain.score - thought.score) < 0.1
+        assert all("The overall quality is" in reply.reasoning for reply in thought.replies)
