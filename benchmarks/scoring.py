@@ -33,12 +33,14 @@ from benchmarks.backward_memory import peak_bytes
 from benchmarks.scoring_authors import BATCH, authors_scores
 from benchmarks.scoring_floor import matmul_rate, memory_bandwidth, operations, synchronise, weight_bytes
 from benchmarks.scoring_measure import COLUMNS, PeakMemory, about_this_run, start_up, time_by_stage
-from benchmarks.scoring_models import make_backend, packed_prompts, stock_tower
+from benchmarks.scoring_models import ARCHITECTURES, make_backend, packed_prompts, stock_tower
 from benchmarks.scoring_pictures import make_pictures, parse_size
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.scorer import QualityScorer
 
 Row = tuple[str, str, float, str]  # lane, measure, value, unit
+#: Sizes that share a batch when it is measured what that changes; the narrow ones are padded.
+BATCH_MATES = ("256", "288x256")
 
 
 @dataclass
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     rows: list[Row] = []
     if args.all or not (args.growth or args.invariance):
         rows += all_lanes(backend, args)
-    if args.all or args.start_up:
+    if args.start_up or (args.all and args.model not in ARCHITECTURES):  # a random model is no command's --model
         rows += start_up(args.model, args.device, args.repeats)
     if args.all or args.invariance:
         rows += invariance(args)
@@ -266,15 +268,15 @@ def invariance(args: argparse.Namespace) -> Iterator[Row]:
     """Largest difference of a picture's score: alone, in a batch of 64, and elsewhere in that batch."""
     for dtype in ("float32", "bfloat16"):
         backend = make_backend(args.model, args.device, dtype)
-        narrow, wide = (make_pictures(size, 32, "tensor", args.device, Path()) for size in ("256", "288x256"))
-        pictures = [picture for pair in zip(narrow, wide, strict=True) for picture in pair]  # narrow: padded
-        length = backend.sequence_length(backend.pixel_config.visual_tokens(256, 288), False)
+        narrow, wide = (make_pictures(size, 32, "tensor", args.device, Path()) for size in BATCH_MATES)
+        pictures = [picture for pair in zip(narrow, wide, strict=True) for picture in pair]
+        length = backend.sequence_length(backend.pixel_config.visual_tokens(*wide[0].shape[-2:]), False)
         for deterministic in (False, True):
             scorer = QualityScorer(backend=backend, batch_tokens=length * 64, deterministic=deterministic)
             together = scorer.distributions(pictures).mean
             backwards = scorer.distributions(pictures[::-1]).mean.flip(0)
             alone = torch.cat([scorer.distributions(picture).mean for picture in pictures[::8]])
-            lane = f"256 and 288x256 tensor, {dtype}{', deterministic' if deterministic else ''}"
+            lane = f"{' and '.join(BATCH_MATES)} tensor, {dtype}{', deterministic' if deterministic else ''}"
             yield lane, "alone and in a batch of 64", float((together[::8] - alone).abs().max()), "score"
             yield lane, "at another position", float((together - backwards).abs().max()), "score"
 

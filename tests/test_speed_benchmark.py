@@ -46,17 +46,50 @@ def test_every_lane_is_measured(scoring, tmp_path, monkeypatch):
     assert all(row["commit"] and row["machine"] and row["command"] and row["revision"] for row in rows)
 
 
-def test_growth_and_invariance(scoring):
-    grown = {(lane, measure): value for lane, measure, value, _ in scoring.main(["--model", "tiny", "--growth", "130"])}
-    assert list(grown) == [
+def test_everything_in_one_run_and_its_tables(scoring, tmp_path, monkeypatch):
+    from benchmarks import scoring_table
+
+    monkeypatch.setattr(scoring, "BATCH_MATES", ("56", "84x56"))
+    out, page = tmp_path / "scoring.csv", tmp_path / "speed.md"
+    out.write_text("what was there before\n")
+    some = "--growth 130 --sizes 64 --kinds tensor --batches 1 --pictures 2 --repeats 1"
+    rows = scoring.main(["--model", "tiny", "--device", "cpu", "--all", *some.split(), "-o", str(out)])
+    grown = [(lane, measure) for lane, measure, _, _ in rows if "in a stream" in lane]
+    assert grown == [
         ("one pass, 64 tensor, 130 pictures in a stream", "seconds so far"),
         ("one pass, 64 tensor, 130 pictures in a stream", "processor seconds so far"),
         ("one pass, 64 tensor, 130 pictures in a stream", "most memory so far beyond what was held"),
     ]
-    rows = scoring.main(["--model", "tiny", "--device", "cpu", "--invariance"])
-    for lane, _, difference, _ in rows:
+    moved = [(lane, difference) for lane, _, difference, unit in rows if unit == "score"]
+    for lane, difference in moved:
         assert difference == 0 if "deterministic" in lane else difference < 0.02
-    assert len(rows) == 8
+    assert len(moved) == 8
+    assert len(list(csv.DictReader(out.read_text().splitlines()))) == len(rows)
+
+    page.write_text(f"before\n{scoring_table.BEGIN}old\n{scoring_table.END}after\n")
+    scoring_table.main([str(out), "--write", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    for start in (
+        "| one pass, 64 tensor | ",
+        "| authors, 64 tensor | ",
+        "| 130 | ",
+        "| 56 and 84x56 tensor, float32 | ",
+    ):
+        assert start in text
+    speed = next(value for lane, measure, value, _ in rows if (lane, measure) == ("one pass, 64 tensor", "speed"))
+    assert f"| one pass, 64 tensor | {speed:.1f} | " in text
+    page.write_text("no markers\n")
+    with pytest.raises(SystemExit, match="Expected the lines"):
+        scoring_table.main([str(out), "--write", str(page)])
+
+
+def test_the_page_shows_what_the_file_holds(scoring):
+    from benchmarks import scoring_table
+
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    shown = page.partition(scoring_table.BEGIN)[2].partition(scoring_table.END)[0]
+    assert shown == scoring_table.tables(ROOT / "benchmarks" / "scoring.csv")
 
 
 def test_the_authors_lanes_run_on_the_stock_tower(scoring, monkeypatch):
