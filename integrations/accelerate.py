@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 
 from vqr1_metric.images import ImageLike, split_images
 from vqr1_metric.metric import VisualQualityR1Score
-
-if torch.distributed.is_available():
-    # Before there is a process group: the judge's library imports it later, and its default arguments would then hold
-    # the group beyond its end, whose threads now and then abort the process as the interpreter ends.
-    import torch.distributed.nn.functional
 
 
 def update_without_padding(

@@ -10,7 +10,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
@@ -110,7 +110,7 @@ def split_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
         return [images]
-    if isinstance(images, (Sequence, Iterator)) or hasattr(images, "__iter__"):
+    if hasattr(images, "__iter__") and not isinstance(images, Mapping):
         return list(images)
     raise ImageError(
         "Expected pictures as a tensor (B, C, H, W), a path, a PIL picture, an array, or a list of these, "
@@ -129,6 +129,10 @@ def _why_no_file(path: str | os.PathLike[str]) -> str:
 
 
 def _from_tensor(image: Tensor, name: str) -> Tensor:
+    if image.is_meta or image.layout != torch.strided:
+        raise ImageError(
+            f"{name}: expected a dense tensor that holds pixels, but got {image.layout} on {image.device}"
+        )
     if image.ndim == 4 and image.shape[0] == 1:
         image = image[0]
     if image.ndim != 3:
@@ -201,8 +205,10 @@ def _from_file(file: Path | io.BytesIO, name: str) -> Tensor:
     except UnidentifiedImageError:
         size = file.stat().st_size if isinstance(file, Path) else len(file.getvalue())
         raise ImageError(f"{name}: " + ("is empty" if size == 0 else "is not a picture that Pillow can read")) from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {error}") from None
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"{name}: claims more than {MAX_PIXELS / 1e6:.0f} megapixels; make it smaller first"
+        ) from None
     except MemoryError:
         raise ImageError(f"{name}: is too large to decode in the memory there is") from None
     except OSError as error:

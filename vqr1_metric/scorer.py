@@ -23,6 +23,11 @@ from vqr1_metric.prompts import MODES, PROMPT_VERSION, Mode
 from vqr1_metric.reading import read_pictures
 from vqr1_metric.results import LOW_RELIABILITY, Comparison, ImageScore, RankedImage, rank_results
 
+if torch.distributed.is_available():
+    # Before there is a process group, as a rule: transformers imports it with the model, and its default arguments hold
+    # the group of that moment. Its threads would outlive it and now and then abort the process as the interpreter ends.
+    import torch.distributed.nn.functional
+
 DEFAULT_MODEL = "TianheWu/VisualQuality-R1-7B"
 #: Tokens of one forward pass, padding included, where the backend has no opinion of its own.
 DEFAULT_BATCH_TOKENS = 16_384

@@ -125,11 +125,15 @@ def test_pickled_weights_are_refused(folder):
         load_model(spec(folder))
 
 
-def test_unknown_models():
+def test_unknown_models(tmp_path):
     with pytest.raises(ModelError, match=r"nobody/nothing.*--model nano"):
         load_model(spec("nobody/nothing"))
     with pytest.raises(ModelError, match="No model folder at '/no/such/folder'"):
         load_model(spec("/no/such/folder"))
+    with pytest.raises(ModelError, match=r"expected a model in this folder, but it holds no config\.json"):
+        load_model(spec(tmp_path))
+    with pytest.raises(ModelError, match="only with a name on the Hub, but got 'v9' with the local model 'nano'"):
+        spec("nano", revision="v9")
     with pytest.raises(ModelError, match=r"revision 'v9'.*Hub cannot be reached"):
         load_model(spec("TianheWu/VisualQuality-R1-7B", revision="v9"))
     with pytest.raises(ModelError, match="--model nano"):

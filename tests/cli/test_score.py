@@ -200,7 +200,7 @@ def test_odd_file_names(vqr1, write_pictures, tmp_path: Path, monkeypatch: pytes
         (["--device", "toaster"], "Expected a device such as"),
         (["--dtype", "int3"], "Expected dtype to be one of"),
         (["--thinking"], "--thinking is about --mode sample"),
-        (["--max-pixels", "1"], "<= max_pixels"),
+        (["--max-pixels", "1"], "max_pixels of at least 784 (one visual token"),
     ],
 )
 def test_bad_settings_are_one_line(vqr1, photos: Path, monkeypatch: pytest.MonkeyPatch, arguments, message):

@@ -80,3 +80,8 @@ def test_another_configuration_on_another_rank_is_refused(seen, expected):
         assert "on every rank" in rank["refused"]
         assert rank["kept"][0] == 2
         torch.testing.assert_close(rank["kept"][1], expected.mean[:2], **close)
+
+
+def test_no_thread_outlives_the_group(seen):
+    """Not even though transformers is imported, with the model, while there is a group."""
+    assert all(rank["threads"] is not None and not [n for n in rank["threads"] if "gloo" in n] for rank in seen)

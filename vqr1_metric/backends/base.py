@@ -37,7 +37,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.max_new_tokens < 1:
-            raise ValueError("Expected num_samples and max_new_tokens of at least 1.")
+            raise ValueError(
+                "Expected num_samples and max_new_tokens of at least 1, but got "
+                f"{self.num_samples} and {self.max_new_tokens}."
+            )
         if not self.temperature > 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"Expected temperature > 0, top_k >= 0 and top_p in (0, 1], but got {self.temperature}, {self.top_k}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,6 +80,11 @@ class ModelSpec:
             )
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "model", str(self.model))
+        if self.revision is not None and self.folder is not None:
+            raise ModelError(
+                f"Expected a revision only with a name on the Hub, but got {self.revision!r} with the local model "
+                f"{self.model!r}: a folder holds one state, whose hash is recorded as its revision."
+            )
 
     @property
     def folder(self) -> Path | None:
@@ -224,6 +230,8 @@ def _quantization_config(spec: ModelSpec):
         ) from None
     from transformers import BitsAndBytesConfig
 
+    # It says at every product of every layer that inputs are cast, which is how 8 bits work.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if spec.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -313,6 +321,8 @@ def _check_hub(spec: ModelSpec) -> None:
 
 
 def _unreachable(spec: ModelSpec) -> str:
+    if spec.folder is not None:
+        return f"{spec.model}: expected a model in this folder, but it holds no config.json (or adapter_config.json)."
     revision = f" at revision {spec.revision!r}" if spec.revision else ""
     return (
         f"Could not get the model {spec.model!r}{revision}: there is no such folder, and on the Hugging Face Hub it "

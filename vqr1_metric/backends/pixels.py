@@ -67,8 +67,9 @@ class PixelConfig:
         limits = replace(self, min_pixels=min_pixels or self.min_pixels, max_pixels=max_pixels or self.max_pixels)
         if limits.max_pixels < self.factor**2 or limits.min_pixels > limits.max_pixels:
             raise ValueError(
-                f"Expected {self.factor**2} <= max_pixels and min_pixels <= max_pixels, but got "
-                f"min_pixels={limits.min_pixels}, max_pixels={limits.max_pixels}."
+                f"Expected min_pixels <= max_pixels, and max_pixels of at least {self.factor**2} (one visual token of "
+                f"{self.factor}x{self.factor} pixels), but got min_pixels={limits.min_pixels}, "
+                f"max_pixels={limits.max_pixels}."
             )
         return limits
 

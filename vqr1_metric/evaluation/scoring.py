@@ -21,10 +21,6 @@ from typing import Any
 
 import torch
 
-# Before there is a group: transformers imports it later, and its default arguments would keep the group's threads
-# alive, which now and then abort the process as the interpreter ends.
-import torch.distributed.nn.functional
-
 from vqr1_metric import records
 from vqr1_metric.evaluation.labels import Item
 from vqr1_metric.evaluation.pictures import load_picture
