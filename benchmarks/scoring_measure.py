@@ -145,10 +145,11 @@ def _run(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """The processor's name and how many cores this process sees."""
+    """The processor's name, with the numbers that tell its generation, and how many cores this process sees."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        stated = {name.strip(): value.strip() for name, _, value in lines}
+        name = f"{stated['model name']} (family {stated['cpu family']}, model {stated['model']})"
+    except (OSError, KeyError):
         name = platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
