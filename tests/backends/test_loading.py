@@ -133,7 +133,7 @@ def test_unknown_models(tmp_path):
     with pytest.raises(ModelError, match=r"expected a model in this folder, but it holds no config\.json"):
         load_model(spec(tmp_path))
     with pytest.raises(ModelError, match="only with a name on the Hub, but got 'v9' with the local model 'nano'"):
-        spec("nano", revision="v9")
+        load_model(spec("nano", revision="v9"))
     with pytest.raises(ModelError, match=r"revision 'v9'.*Hub cannot be reached"):
         load_model(spec("TianheWu/VisualQuality-R1-7B", revision="v9"))
     with pytest.raises(ModelError, match="--model nano"):
@@ -200,6 +200,7 @@ def test_lora_adapter_folder_loads_on_its_base(folder, tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(base, config)
     adapted.peft_config["default"].base_model_name_or_path = str(folder)
+    adapted.peft_config["default"].revision = "main"  # of a base from the Hub, since copied into a folder
     adapted.save_pretrained(tmp_path / "adapter")
     merged = load_model(spec(tmp_path / "adapter", dtype="float32")).model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], merged[name])}

@@ -80,11 +80,6 @@ class ModelSpec:
             )
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "model", str(self.model))
-        if self.revision is not None and self.folder is not None:
-            raise ModelError(
-                f"Expected a revision only with a name on the Hub, but got {self.revision!r} with the local model "
-                f"{self.model!r}: a folder holds one state, whose hash is recorded as its revision."
-            )
 
     @property
     def folder(self) -> Path | None:
@@ -141,6 +136,11 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     Raises:
         ModelError: says what was looked for, what went wrong and what to use instead.
     """
+    if spec.revision is not None and spec.folder is not None:
+        raise ModelError(
+            f"Expected a revision only with a name on the Hub, but got {spec.revision!r} with the local model "
+            f"{spec.model!r}: a folder holds one state, whose hash is recorded as its revision."
+        )
     adapter = _find_file(spec, "adapter_config.json")
     base = spec
     if adapter is not None:
