@@ -54,7 +54,7 @@ test-lowest: $(LOWEST)/.test-stamp
 	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/.run-stamp
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.scoring --start-up
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.speed.scoring --start-up
 
 lint: $(VENV)/.dev-stamp
 	$(BIN)/ruff check .

@@ -18,27 +18,47 @@ from vqr1_metric.backends.transformers import TransformersBackend
 
 _UNET = {
     "full": {
-        "sample_size": 128, "block_out_channels": (320, 640, 1280), "layers_per_block": 2,
-        "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048,
-        "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
     },
     "small": {
-        "sample_size": 8, "block_out_channels": (32, 32, 32), "layers_per_block": 1,
-        "transformer_layers_per_block": (1, 1, 1), "attention_head_dim": (2, 2, 4), "cross_attention_dim": 16,
-        "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64,
+        "sample_size": 8,
+        "block_out_channels": (32, 32, 32),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 1, 1),
+        "attention_head_dim": (2, 2, 4),
+        "cross_attention_dim": 16,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 64,
     },
-}  # fmt: skip
+}
 _VAE_CHANNELS = {"full": (128, 256, 512, 512), "small": (32, 32, 32, 32)}
 _TEXT = {
     "full": {
-        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 128000,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "max_position_embeddings": 128000,
     },
     "small": {
-        "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 1024, "max_position_embeddings": 4096,
+        "hidden_size": 128,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+        "max_position_embeddings": 4096,
     },
-}  # fmt: skip
+}
 _SECTIONS = {"full": [16, 24, 24], "small": [4, 6, 6]}
 _VISION = {
     "full": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16},
@@ -116,14 +136,19 @@ def scoring_model(sizes: str, device: str) -> TransformersBackend:
     nano = load_model(ModelSpec("nano", device="cpu"))
     tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     vision = _VISION[sizes] | {
-        "fullatt_block_indexes": _FULL_ATTENTION[sizes], "out_hidden_size": _TEXT[sizes]["hidden_size"],
-        "patch_size": 14, "window_size": 112, "spatial_merge_size": 2, "temporal_patch_size": 2,
-    }  # fmt: skip
+        "fullatt_block_indexes": _FULL_ATTENTION[sizes],
+        "out_hidden_size": _TEXT[sizes]["hidden_size"],
+        "patch_size": 14,
+        "window_size": 112,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     text = _TEXT[sizes] | {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": _SECTIONS[sizes]},
-        "bos_token_id": None, "eos_token_id": nano.model.config.text_config.eos_token_id,
+        "bos_token_id": None,
+        "eos_token_id": nano.model.config.text_config.eos_token_id,
         "tie_word_embeddings": False,
-    }  # fmt: skip
+    }
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,

@@ -29,9 +29,12 @@ class Denoiser(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(3, 24, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(24, 24, 3, padding=1),
+            nn.ReLU(),
             nn.Conv2d(24, 3, 3, padding=1),
-        )  # fmt: skip
+        )
 
     def denoise(self, clean):
         noisy = clean + NOISE * torch.randn_like(clean)

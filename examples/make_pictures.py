@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from vqr1_metric.distortions import distort, distort_by
+from vqr1_metric.images.distortions import distort, distort_by
 
 WIDTH, HEIGHT, OVERSAMPLING = 480, 320, 3
 FOLDER = Path(__file__).parent / "pictures"

@@ -1,7 +1,7 @@
 """Score pictures through pyiqa, and raise the score of one by gradient ascent on its pixels.
 
-    pip install pyiqa
-    python examples/pyiqa_metric.py [--model nano] [FILE ...]
+pip install pyiqa
+python examples/pyiqa_metric.py [--model nano] [FILE ...]
 """
 
 import argparse

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from vqr1_metric import QualityScorer, VisualQualityR1Score
-from vqr1_metric.distortions import distort
 from vqr1_metric.images import SUFFIXES, load_image
+from vqr1_metric.images.distortions import distort
 from vqr1_metric.integrations.accelerate import update_without_padding
 
 SCALE = 3
@@ -34,9 +34,13 @@ class ESPCN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(3, 48, 5, padding=2), nn.ReLU(), nn.Conv2d(48, 32, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 3 * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE),
-        )  # fmt: skip
+            nn.Conv2d(3, 48, 5, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(48, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 3 * SCALE**2, 3, padding=1),
+            nn.PixelShuffle(SCALE),
+        )
 
     def forward(self, low: Tensor) -> Tensor:
         """From ``(B, 3, H, W)`` in [0, 1] to ``(B, 3, SCALE * H, SCALE * W)``."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from make_pictures import render
 
 from vqr1_metric import VisualQualityR1Score
-from vqr1_metric.distortions import distort
+from vqr1_metric.images.distortions import distort
 from vqr1_metric.train_ranker import RankerConfig, train
 
 GRAIN, COMPRESSION = (0, 2, 4, 6), (0, 2, 4, 6)

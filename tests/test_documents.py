@@ -27,9 +27,11 @@ NOT_RUN = {
 }
 #: Libraries that a section is about; without them it is skipped.
 LIBRARIES = {
-    "docs/integrations.md: Lightning": "lightning", "docs/integrations.md: pyiqa": "pyiqa",
-    "docs/integrations.md: datasets": "datasets", "docs/serving.md: A model behind a server": "httpx",
-}  # fmt: skip
+    "docs/integrations.md: Lightning": "lightning",
+    "docs/integrations.md: pyiqa": "pyiqa",
+    "docs/integrations.md: datasets": "datasets",
+    "docs/serving.md: A model behind a server": "httpx",
+}
 
 
 def python_of(document: Path) -> dict[str, list[str]]:
@@ -90,9 +92,11 @@ GIVEN: dict[str, Callable[[], dict]] = {
     "docs/scoring.md: As a loss": lambda: {"images": torch.rand(2, 3, 56, 56, requires_grad=True)}
 }
 THEN: dict[str, Callable[[dict], None]] = {
-    "docs/integrations.md: Lightning": _validate, "docs/integrations.md: accelerate": _loop,
-    "docs/integrations.md: datasets": _map, "docs/scoring.md: As a loss": _backward,
-}  # fmt: skip
+    "docs/integrations.md: Lightning": _validate,
+    "docs/integrations.md: accelerate": _loop,
+    "docs/integrations.md: datasets": _map,
+    "docs/scoring.md: As a loss": _backward,
+}
 
 
 @pytest.fixture

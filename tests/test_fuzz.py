@@ -16,7 +16,7 @@ from PIL import Image
 
 from vqr1_metric.images import FORMATS, ImageError, load_image
 
-SCRIPT = Path(__file__).with_name("fuzz_pictures.py")
+SCRIPT = Path(__file__).parent / "support" / "fuzz_pictures.py"
 
 
 def fuzz(count: int, seed: int, folder: Path) -> dict:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqr1_metric.backends import vision
+from vqr1_metric.backends import windows
 from vqr1_metric.backends.pixels import to_patches
 from vqr1_metric.images import load_image
 from vqr1_metric.scorer import QualityScorer
@@ -61,11 +61,11 @@ def test_unload_and_offload_give_the_memory_back(tiny_qwen2_5_vl):
 def test_variable_length_attention_equals_the_groups_of_equal_windows(lengths, dim, causal, monkeypatch):
     states = torch.randn(3, sum(lengths), 4, dim, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     starts = torch.tensor([0, *lengths], device="cuda").cumsum(0, dtype=torch.int32)
-    found = vision.windowed_attention(*states, starts, dim**-0.5, causal=causal)
+    found = windows.windowed_attention(*states, starts, dim**-0.5, causal=causal)
     grad = torch.autograd.grad(found.float().square().sum(), states)[0]
-    assert vision._variable_length(states[0], frozenset({"scale"})) is vision._varlen_attn(frozenset({"scale"}))
-    monkeypatch.setattr(vision, "_variable_length", lambda query, options: None)
-    expected = vision.windowed_attention(*states, starts, dim**-0.5, causal=causal)
+    assert windows._variable_length(states[0], frozenset({"scale"})) is windows._varlen_attn(frozenset({"scale"}))
+    monkeypatch.setattr(windows, "_variable_length", lambda query, options: None)
+    expected = windows.windowed_attention(*states, starts, dim**-0.5, causal=causal)
     expected_grad = torch.autograd.grad(expected.float().square().sum(), states)[0]
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
     torch.testing.assert_close(grad, expected_grad, atol=5e-2, rtol=5e-2)

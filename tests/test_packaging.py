@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 # What the build reads; anything else in a checkout (environments, results) must not get into it.
-SOURCES = ("vqr1_metric", "integrations", "examples", "tests", "benchmarks")
+SOURCES = ("vqr1_metric", "integrations", "examples", "tests", "benchmarks", "recipes")
 
 
 def run(*command: str | Path, cwd: Path) -> str:

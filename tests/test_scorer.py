@@ -293,9 +293,13 @@ def test_unload_frees_and_the_next_use_loads_again(tiny_qwen2_vl):
 def test_fingerprint_tells_configurations_apart(tiny_qwen2_5_vl):
     name = str(tiny_qwen2_5_vl)
     variants = [
-        QualityScorer(name), QualityScorer(name, "think"), QualityScorer(name, "think", seed=1),
-        QualityScorer(name, max_pixels=10_000), QualityScorer("nano"), QualityScorer(name, dtype="float64"),
-    ]  # fmt: skip
+        QualityScorer(name),
+        QualityScorer(name, "think"),
+        QualityScorer(name, "think", seed=1),
+        QualityScorer(name, max_pixels=10_000),
+        QualityScorer("nano"),
+        QualityScorer(name, dtype="float64"),
+    ]
     assert len({v.fingerprint for v in variants}) == len(variants)
     assert QualityScorer(name).fingerprint == QualityScorer(name, batch_tokens=7).fingerprint
     assert all(0 <= v.fingerprint < 2**48 for v in variants)

@@ -13,14 +13,14 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def scoring(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import scoring
+    from benchmarks.speed import scoring
 
     monkeypatch.setattr(sys, "argv", ["scoring"])
     return scoring
 
 
 def test_every_lane_is_measured(scoring, tmp_path, monkeypatch):
-    from benchmarks import scoring_pictures
+    from benchmarks.speed import scoring_pictures
 
     monkeypatch.setattr(scoring_pictures, "MIXED", ("64", "96x64"))
     out = tmp_path / "scoring.csv"
@@ -47,7 +47,7 @@ def test_every_lane_is_measured(scoring, tmp_path, monkeypatch):
 
 
 def test_everything_in_one_run_and_its_tables(scoring, tmp_path, monkeypatch):
-    from benchmarks import scoring_table
+    from benchmarks.speed import scoring_table
 
     monkeypatch.setattr(scoring, "BATCH_MATES", ("56", "84x56"))
     out, page = tmp_path / "scoring.csv", tmp_path / "speed.md"
@@ -85,7 +85,7 @@ def test_everything_in_one_run_and_its_tables(scoring, tmp_path, monkeypatch):
 
 
 def test_the_page_shows_what_the_file_holds(scoring):
-    from benchmarks import scoring_table
+    from benchmarks.speed import scoring_table
 
     page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     shown = page.partition(scoring_table.BEGIN)[2].partition(scoring_table.END)[0]
@@ -93,8 +93,8 @@ def test_the_page_shows_what_the_file_holds(scoring):
 
 
 def test_the_authors_lanes_run_on_the_stock_tower(scoring, monkeypatch):
-    from benchmarks.scoring_models import make_backend, packed_prompts, stock_tower
-    from vqr1_metric.backends import packing, vision
+    from benchmarks.speed.scoring_models import make_backend, packed_prompts, stock_tower
+    from vqr1_metric.backends import packing, windows
 
     backend = make_backend("tiny", "cpu", "float32")
     pictures = [torch.rand(3, 64, 96), torch.rand(3, 64, 64)]
@@ -107,7 +107,7 @@ def test_the_authors_lanes_run_on_the_stock_tower(scoring, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(vision, "windowed_attention", counted("tower", vision.windowed_attention))
+    monkeypatch.setattr(windows, "windowed_attention", counted("tower", windows.windowed_attention))
     monkeypatch.setattr(packing, "windowed_attention", counted("packed", packing.windowed_attention))
 
     def scores():

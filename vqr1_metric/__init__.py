@@ -4,8 +4,11 @@ Everything public is re-exported here and imported when first used, so ``import 
 loads neither torch nor transformers.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vqr1_metric._moved import MovedModules
 
 if TYPE_CHECKING:
     from vqr1_metric.functional.distribution import ScoreDistribution
@@ -13,6 +16,9 @@ if TYPE_CHECKING:
     from vqr1_metric.scorer import QualityScorer
 
 __version__ = "0.1.0"
+
+if MovedModules not in sys.meta_path:
+    sys.meta_path.append(MovedModules)
 
 # Public name -> module that defines it.
 _EXPORTS = {

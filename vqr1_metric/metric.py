@@ -18,7 +18,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 from vqr1_metric.functional.bootstrap import bootstrap_mean_interval
 from vqr1_metric.functional.distribution import GRID_SIZE, MAX_SCORE, MIN_SCORE, ScoreDistribution
 from vqr1_metric.images import ImageLike, split_images
-from vqr1_metric.prompts import Mode
+from vqr1_metric.protocol import Mode
 from vqr1_metric.results import ImageScore
 from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 

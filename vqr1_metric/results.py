@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from vqr1_metric.functional.distribution import GRID_SIZE, ScoreDistribution
-from vqr1_metric.functional.parsing import ParsedReply
 from vqr1_metric.functional.thurstone import win_probability
+from vqr1_metric.protocol import ParsedReply
 
 #: Below this a result is not reliable: more than half of what the model would say is not a score.
 LOW_RELIABILITY = 0.5

@@ -17,10 +17,9 @@ from vqr1_metric.backends.base import Sampling, ScoringBackend
 from vqr1_metric.backends.loading import ModelSpec, cached, forget, is_cached
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution
-from vqr1_metric.functional.parsing import ParsedReply, parse_reply
 from vqr1_metric.images import ImageError, ImageLike, describe, load_image, split_images
-from vqr1_metric.prompts import MODES, PROMPT_VERSION, Mode
-from vqr1_metric.reading import read_pictures
+from vqr1_metric.images.ahead import read_pictures
+from vqr1_metric.protocol import MODES, PROMPT_VERSION, Mode, ParsedReply, parse_reply
 from vqr1_metric.results import LOW_RELIABILITY, Comparison, ImageScore, RankedImage, rank_results
 
 if torch.distributed.is_available():
@@ -101,9 +100,14 @@ class QualityScorer:
         if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"Expected batch_tokens of at least 1, but got {batch_tokens}.")
         self.spec = ModelSpec(
-            model, revision, dtype=dtype, device=device, device_map=device_map, quantization=quantization,
+            model,
+            revision,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantization=quantization,
             attn_implementation=attn_implementation,
-        )  # fmt: skip
+        )
         self.mode: Mode = mode
         self.sampling = Sampling(num_samples, temperature, top_k, top_p, max_new_tokens, seed)
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
@@ -329,9 +333,12 @@ class QualityScorer:
             height, width = pixels[batch[-1]].shape[-2:]
             tokens = self.backend.sequence_length(self.pixel_config.visual_tokens(height, width), self.mode == "think")
             if len(batch) == 1:
-                yield batch, ImageError(
-                    f"{width}x{height} pixels do not fit into the free memory even alone; lower max_pixels, load the "
-                    "weights with fewer bits (dtype, quantization), or free memory"
+                yield (
+                    batch,
+                    ImageError(
+                        f"{width}x{height} pixels do not fit into the free memory even alone; lower max_pixels, "
+                        "load the weights with fewer bits (dtype, quantization), or free memory"
+                    ),
                 )
                 continue
             if self._fitting_tokens is None:

@@ -15,9 +15,9 @@ import torch
 from chat_server import ChatServer, serving, tiny_backend
 from PIL import Image
 
-from vqr1_metric.backends.answer_walk import _Place, place_of, rest_of_answer
 from vqr1_metric.backends.base import ModelError, Sampling, ScoringBackend
 from vqr1_metric.backends.http import HttpBackend, RequestRefused, ServerError
+from vqr1_metric.backends.http.walk import _Place, place_of, rest_of_answer
 from vqr1_metric.backends.readout import score_texts
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.cli import main
@@ -49,8 +49,21 @@ def test_places_and_expressions():
             assert place_of(f"<answer>{blank}{text}") == (index if len(text) == 4 else _Place.OPEN)
     for text in ("", "<", "<answer", "<answer>", "<answer>\n", "<answer> 3.", "<answer>5.0", "<answer>\n4\n"):
         assert place_of(text) is _Place.OPEN, text
-    outside = ("3", "<answer>0", "<answer>5.1", "<answer>5.01", "<answer>5.1</", "<answer>34", "<answer>3. ",
-               "<answer>3<", "<answer>3 ", "<answer> 3\n</", "<answer>3</a>", "<answer>  3", "<answer>six")  # fmt: skip
+    outside = (
+        "3",
+        "<answer>0",
+        "<answer>5.1",
+        "<answer>5.01",
+        "<answer>5.1</",
+        "<answer>34",
+        "<answer>3. ",
+        "<answer>3<",
+        "<answer>3 ",
+        "<answer> 3\n</",
+        "<answer>3</a>",
+        "<answer>  3",
+        "<answer>six",
+    )
     for text in outside:
         assert place_of(text) is _Place.OUTSIDE, text
     assert rest_of_answer("<ans") == r"wer>[1-5]\.[0-9][0-9]</answer>"

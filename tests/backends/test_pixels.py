@@ -26,10 +26,13 @@ def photograph_like(width, height):
 
 def own_processor(config):
     return Qwen2VLImageProcessorPil(
-        patch_size=config.patch_size, merge_size=config.merge_size, temporal_patch_size=config.temporal_patch_size,
+        patch_size=config.patch_size,
+        merge_size=config.merge_size,
+        temporal_patch_size=config.temporal_patch_size,
         size={"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels},
-        image_mean=list(config.mean), image_std=list(config.std),
-    )  # fmt: skip
+        image_mean=list(config.mean),
+        image_std=list(config.std),
+    )
 
 
 @pytest.mark.parametrize("config", [QWEN2_5, QWEN3], ids=["qwen2.5", "qwen3"])
@@ -85,9 +88,14 @@ def test_gradients_against_finite_differences():
 
 def test_reads_old_and_new_configurations(tmp_path):
     old = {
-        "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 3136, "max_pixels": 12845056,
-        "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
-    }  # fmt: skip
+        "patch_size": 14,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
     new = {**old, "size": {"shortest_edge": 3136, "longest_edge": 12845056}}
     del new["min_pixels"], new["max_pixels"]
     configs = []

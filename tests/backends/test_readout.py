@@ -10,7 +10,7 @@ from vqr1_metric.backends.base import Sampling
 from vqr1_metric.backends.loading import ModelSpec
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.functional.distribution import GRID_SIZE
-from vqr1_metric.functional.parsing import parse_reply
+from vqr1_metric.protocol import parse_reply
 
 
 @pytest.fixture

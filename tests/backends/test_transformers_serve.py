@@ -40,9 +40,12 @@ def tiny_llava(folder: Path) -> Path:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=special))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        tokenizer_object=bpe,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
         extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
+    )
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
     config = LlavaConfig(
@@ -52,10 +55,14 @@ def tiny_llava(folder: Path) -> Path:
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}), tokenizer,
-        patch_size=14, vision_feature_select_strategy="default", image_token="<image>", num_additional_image_tokens=1,
+        CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
         chat_template=_TEMPLATE,
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return folder
 
 

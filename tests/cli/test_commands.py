@@ -98,9 +98,11 @@ def test_histogram():
     lines = [line.split() for line in explain.histogram(probabilities.tolist())]
     shown = {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
     assert shown == {
-        "1.00": ("#" * 10, "10.0%"), "1.25": ("#" * 20, "20.0%"), "1.50": ("#" * 40, "40.0%"),
+        "1.00": ("#" * 10, "10.0%"),
+        "1.25": ("#" * 20, "20.0%"),
+        "1.50": ("#" * 40, "40.0%"),
         "5.00": ("#" * 30, "30.0%"),
-    }  # fmt: skip
+    }
     assert len(lines) == 17
 
 

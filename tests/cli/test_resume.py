@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vqr1_metric import records
+from vqr1_metric import score_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*only .*% of the model's answers")
 
@@ -98,25 +98,25 @@ def test_other_settings_are_refused(vqr1, folder: Path, tmp_path: Path, tiny_qwe
         assert outcome.err.splitlines()[-1].endswith("Use the same settings, or another output file.")
         assert output.read_bytes() == before
     for key, value in (("revision", "sha256:0"), ("prompt", "visualquality-r1/0")):
-        meta = records.read_meta(output)
-        records.write_meta(output, {**meta, key: value})
+        meta = score_files.read_meta(output)
+        score_files.write_meta(output, {**meta, key: value})
         assert f"was made with {key} '{value}'" in vqr1(*resume).err
-        records.write_meta(output, meta)
+        score_files.write_meta(output, meta)
     assert output.read_bytes() == before
     assert vqr1(*resume).code == 0
 
 
 def test_interrupted(vqr1, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     output = tmp_path / "scores.csv"
-    write = records.RecordWriter.write
+    write = score_files.RecordWriter.write
 
-    def interrupted_at_the_fourth(self: records.RecordWriter, result) -> None:
+    def interrupted_at_the_fourth(self: score_files.RecordWriter, result) -> None:
         if result.name.endswith("003.png"):
             raise KeyboardInterrupt
         write(self, result)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records.RecordWriter, "write", interrupted_at_the_fourth)
+        patch.setattr(score_files.RecordWriter, "write", interrupted_at_the_fourth)
         outcome = vqr1("score", folder, "-o", output)
     assert outcome.code == 130
     assert outcome.err.splitlines()[-1] == f"vqr1: interrupted: 3 rows are in {output}, --resume continues there"
@@ -126,9 +126,9 @@ def test_interrupted(vqr1, folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
-from vqr1_metric import cli, records
+from vqr1_metric import cli, score_files
 
-write = records.RecordWriter.write
+write = score_files.RecordWriter.write
 
 def half(self, result):
     if result.name.endswith("003.png"):
@@ -140,7 +140,7 @@ def half(self, result):
         self._file = Half()
     write(self, result)
 
-records.RecordWriter.write = half
+score_files.RecordWriter.write = half
 cli.main(sys.argv[1:])
 """
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vqr1_metric import __version__, records
+from vqr1_metric import __version__, score_files
 from vqr1_metric.cli.score import Tally
-from vqr1_metric.prompts import PROMPT_VERSION
+from vqr1_metric.protocol import PROMPT_VERSION
 from vqr1_metric.results import ImageScore
 from vqr1_metric.scorer import QualityScorer
 
@@ -109,7 +109,7 @@ def test_other_modes_are_recorded_and_reproducible(vqr1, photos: Path, tmp_path:
     row = json.loads((tmp_path / "s.jsonl").read_text())
     assert "none of 2 sampled replies held a score" in row["error"]
     assert len(row["replies"]) == 2
-    meta = records.read_meta(tmp_path / "s.jsonl")
+    meta = score_files.read_meta(tmp_path / "s.jsonl")
     assert (meta["mode"], meta["sampling"]["num_samples"], meta["sampling"]["seed"]) == ("sample", 2, 0)
     vqr1("score", photos / "a.jpg", "-o", tmp_path / "t.jsonl", *options)
     assert json.loads((tmp_path / "t.jsonl").read_text()) == row
@@ -158,8 +158,12 @@ def test_every_bad_file_has_its_row_and_nothing_else_is_lost(vqr1, write_picture
         "folder.png": "is a folder, not a picture",
     }
     assert {name for name in rows if name not in reasons} == {
-        "good1.png", "good2.png", "tiny.png", "wide.png", "cmyk.jpg",
-    }  # fmt: skip
+        "good1.png",
+        "good2.png",
+        "tiny.png",
+        "wide.png",
+        "cmyk.jpg",
+    }
     # Their tiny, huge and damaged neighbours changed nothing.
     assert [float(rows[name]["score"]) for name in ("good1.png", "good2.png")] == pytest.approx(alone, abs=2e-5)
 
@@ -263,14 +267,14 @@ def test_a_closed_pipe_is_no_crash(photos: Path, tiny_qwen2_5_vl: Path):
 def test_no_result_is_kept(vqr1, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """However many pictures there are, at most one window of results is alive."""
     references, alive = [], []
-    write = records.RecordWriter.write
+    write = score_files.RecordWriter.write
 
-    def counting(self: records.RecordWriter, result: ImageScore) -> None:
+    def counting(self: score_files.RecordWriter, result: ImageScore) -> None:
         references.append(weakref.ref(result))
         alive.append(sum(reference() is not None for reference in references))
         write(self, result)
 
-    monkeypatch.setattr(records.RecordWriter, "write", counting)
+    monkeypatch.setattr(score_files.RecordWriter, "write", counting)
     (tmp_path / "list.csv").write_text("image\n" + "".join(f"{i}.png\n" for i in range(1000)))
     assert vqr1("score", tmp_path / "list.csv", "-o", tmp_path / "s.csv", "--silent").code == 1
     assert len(alive) == 1000

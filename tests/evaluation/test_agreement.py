@@ -73,9 +73,13 @@ def test_intervals_are_those_of_scipys_bootstrap() -> None:
     x, y = pair(80)
     found = agreement(x, y, resamples=2000)
     wanted = stats.bootstrap(
-        (x, y), lambda a, b: stats.pearsonr(a, b).statistic, paired=True, vectorized=False, n_resamples=2000,
+        (x, y),
+        lambda a, b: stats.pearsonr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
         method="percentile",
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     assert found.intervals["plcc"] == pytest.approx((wanted.low, wanted.high), abs=0.02)
     assert agreement(x, y, resamples=200) == agreement(x, y, resamples=200)
     assert agreement(x, y, resamples=200).intervals != agreement(x, y, resamples=200, seed=1).intervals

@@ -65,8 +65,9 @@ def test_kadid(tmp_path: Path) -> None:
     )
     labels = load("kadid10k", tmp_path)
     assert summary(labels) == [
-        ("I01_01_01.png", 4.57, 0.496, "I01.png", "01", None), ("I01_09_05.png", 1.2, 0.4, "I01.png", "09", None)
-    ]  # fmt: skip
+        ("I01_01_01.png", 4.57, 0.496, "I01.png", "01", None),
+        ("I01_09_05.png", 1.2, 0.4, "I01.png", "09", None),
+    ]
     assert not labels.lower_is_better and labels.has_scenes
 
 
@@ -94,8 +95,9 @@ def test_tid(tmp_path: Path) -> None:
     (folder / "mos_with_names.txt").write_text("5.51429 I01_01_1.bmp\n5.56757 i02_07_4.bmp\n")
     (folder / "mos_std.txt").write_text("0.13\n0.17\n")
     assert summary(load("tid2013", tmp_path)) == [
-        ("I01_01_1.bmp", 5.51429, 0.13, "I01", "01", None), ("i02_07_4.BMP", 5.56757, 0.17, "I02", "07", None)
-    ]  # fmt: skip
+        ("I01_01_1.bmp", 5.51429, 0.13, "I01", "01", None),
+        ("i02_07_4.BMP", 5.56757, 0.17, "I02", "07", None),
+    ]
     (folder / "mos_std.txt").write_text("0.13\n")
     with pytest.raises(LabelError, match="Expected as many rows"):
         load("tid2013", tmp_path)
@@ -145,15 +147,19 @@ def test_registry() -> None:
 def test_published_rows_average_to_the_published_means() -> None:
     # the column "mean" of the same table
     means = {
-        "NIQE": (0.482, 0.519), "BRISQUE": (0.431, 0.482), "MUSIQ": (0.477, 0.450), "LIQE": (0.717, 0.709),
-        "Q-Align": (0.632, 0.679), "DeQA-Score": (0.731, 0.772), "Qwen2.5-VL-7B": (0.708, 0.752),
-        "Q-Insight": (0.766, 0.803), "VisualQuality-R1": (0.777, 0.814),
+        "NIQE": (0.482, 0.519),
+        "BRISQUE": (0.431, 0.482),
+        "MUSIQ": (0.477, 0.450),
+        "LIQE": (0.717, 0.709),
+        "Q-Align": (0.632, 0.679),
+        "DeQA-Score": (0.731, 0.772),
+        "Qwen2.5-VL-7B": (0.708, 0.752),
+        "Q-Insight": (0.766, 0.803),
+        "VisualQuality-R1": (0.777, 0.814),
         "VisualQuality-R1 (KADID + SPAQ)": (0.791, 0.831),
-    }  # fmt: skip
+    }
     assert list(means) == list(PUBLISHED)
     for name, mean in means.items():
         for i in range(2):
             assert sum(pair[i] for pair in PUBLISHED[name].values()) / len(SETS) == pytest.approx(mean[i], abs=0.0016)
     assert published_rows("KonIQ")[8] == ("VisualQuality-R1", 0.83, 0.84) and published_rows("mine") == []
-
-

@@ -264,9 +264,10 @@ def test_metrics_of_pyiqa_by_name(labelled: Path, backend, monkeypatch: pytest.M
     assert results["sets"][0]["dataset"]["problems"][-1]["detail"] == "niqe: ValueError: too red"
     arguments = ["evaluate", "--labels", str(labelled / "labels.csv"), "--images", str(labelled / "pictures")]
     faults = {
-        "none": "Expected a metric that pyiqa knows", "psnr": "needs no reference, but 'psnr' does",
+        "none": "Expected a metric that pyiqa knows",
+        "psnr": "needs no reference, but 'psnr' does",
         "offline": "Expected pyiqa to make its metric offline, but it cannot (OSError: no network)",
-    }  # fmt: skip
+    }
     scored = backend.pictures
     for name, message in faults.items():
         assert main([*arguments, "-o", str(labelled / "o"), "--pyiqa", name]) == 1

@@ -17,7 +17,7 @@ from browser import chromium, needs_chromium
 from evaluation_files import save_picture
 from PIL import Image
 
-from vqr1_metric import records
+from vqr1_metric import score_files
 from vqr1_metric.cli import main
 from vqr1_metric.evaluation.baselines import baseline_scores
 from vqr1_metric.evaluation.page import script_json
@@ -25,7 +25,7 @@ from vqr1_metric.evaluation.plots import Plot, histogram, ticks
 from vqr1_metric.evaluation.scoring import picture_hash
 from vqr1_metric.evaluation.thumbnails import thumbnail
 from vqr1_metric.functional.distribution import ScoreDistribution
-from vqr1_metric.functional.parsing import ParsedReply
+from vqr1_metric.protocol import ParsedReply
 from vqr1_metric.results import ImageScore
 
 EVIL = "</script><img src=x onerror=alert(1)>&\u2028"
@@ -38,10 +38,10 @@ def result(name: str, score: float, reasoning: str = "") -> ImageScore:
 
 def write_scores(folder: Path, results: list[ImageScore], suffix: str = ".jsonl") -> Path:
     path = folder / f"scores{suffix}"
-    with records.RecordWriter(path) as writer:
+    with score_files.RecordWriter(path) as writer:
         for entry in results:
             writer.write(entry)
-    records.write_meta(path, {"model": "nano", "revision": "abc", "mode": "think", "prompt": "p/1"})
+    score_files.write_meta(path, {"model": "nano", "revision": "abc", "mode": "think", "prompt": "p/1"})
     return path
 
 
@@ -235,7 +235,7 @@ def test_report_in_a_browser(report: Path) -> None:
 def test_five_thousand_pictures_stay_usable(tmp_path: Path) -> None:
     for i in range(4):
         save_picture(tmp_path / f"{i}.png", 0.2 * i + 0.1)
-    kinds = [records.as_json(result("x.png", 2.0 + i)) for i in range(3)]
+    kinds = [score_files.as_json(result("x.png", 2.0 + i)) for i in range(3)]
     rows = [{**kinds[i % 3], "path": f"{i}.png"} for i in range(5000)]
     for i in range(4, 5000):
         (tmp_path / f"{i}.png").hardlink_to(tmp_path / f"{i % 4}.png")

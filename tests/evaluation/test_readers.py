@@ -122,9 +122,11 @@ def test_pictures_are_found_and_what_is_missing_is_listed(tmp_path: Path) -> Non
     assert found == {"a.png": "A.PNG", "b.png": "sub/b.png", "c.bmp": "c.png", "x/same.png": "x/same.png"}
     kinds = {(problem.kind, problem.subject) for problem in labels.problems}
     assert kinds == {
-        ("missing picture", "gone.png"), ("ambiguous", "same.png"), ("missing label", "extra.png"),
+        ("missing picture", "gone.png"),
+        ("ambiguous", "same.png"),
+        ("missing label", "extra.png"),
         ("missing label", "y/same.png"),
-    }  # fmt: skip
+    }
     long = read_labels(write(tmp_path, "image,mos\n" + "x" * 300 + ".png,1\n" + "y" * 300 + ".png,bad\n"))
     assert count_problems(attach(long, tmp_path / "pictures").problems)["missing picture"] == 1
     with pytest.raises(LabelError, match="Expected a folder of pictures"):

@@ -111,7 +111,7 @@ def test_baselines_by_hand(tmp_path: Path) -> None:
 
 def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
     items(tmp_path / "pictures", 11)
-    script = Path(__file__).resolve().parents[1] / "evaluation_two_processes.py"
+    script = Path(__file__).resolve().parents[1] / "support" / "evaluation_two_processes.py"
     folders = [tmp_path / name for name in ("two", "two", "one")]
     found = run_processes([sys.executable, str(script), str(tmp_path / "pictures"), "cache"], folders)
     first, second, alone = (json.loads(lines[-1]) for lines in found)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from vqr1_metric import VisualQualityR1Score
 from vqr1_metric.integrations.accelerate import update_without_padding
 
-SCRIPT = Path(__file__).resolve().parents[1] / "accelerate_two_processes.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "support" / "accelerate_two_processes.py"
 
 
 def free_port() -> int:

@@ -172,7 +172,7 @@ def test_reasoning(nodes: dict, judge) -> None:
 
 
 def test_reasoning_shows_the_reply_that_agrees(nodes: dict, judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vqr1_metric.functional.parsing import ParsedReply
+    from vqr1_metric.protocol import ParsedReply
     from vqr1_metric.results import ImageScore
 
     plain = judge.scorer.score(pictures(1).movedim(-1, 1))[0]

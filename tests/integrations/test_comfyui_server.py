@@ -124,9 +124,13 @@ def test_score_compare_and_reasons(server: httpx.Client, tiny_qwen2_5_vl: Path, 
         "score": node("VQR1Score", judge=["judge", 0], images=["all", 0]),
         "compare": node("VQR1Compare", judge=["judge", 0], a=["1.png", 0], b=["1.png", 0]),
         "reasons": node("VQR1Reasoning", judge=["judge", 0], images=["0.png", 0]),
-        "mean": shown("score", 0), "each": shown("score", 1), "lines": shown("score", 2),
-        "win": shown("compare", 0), "said": shown("compare", 1), "why": shown("reasons", 0),
-    }  # fmt: skip
+        "mean": shown("score", 0),
+        "each": shown("score", 1),
+        "lines": shown("score", 2),
+        "win": shown("compare", 0),
+        "said": shown("compare", 1),
+        "why": shown("reasons", 0),
+    }
     texts = {name: output["text"] for name, output in run(server, prompt).items()}
     assert float(texts["mean"][0]) == pytest.approx(sum(scores) / 3, abs=1e-4)
     assert [float(text) for text in texts["each"]] == pytest.approx(scores, abs=1e-4)

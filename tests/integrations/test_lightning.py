@@ -184,7 +184,7 @@ def test_grid_reaches_tensorboard(judge: QualityScorer, tmp_path: Path) -> None:
 
 
 def test_two_processes(judge: QualityScorer, tmp_path: Path) -> None:
-    script = Path(__file__).resolve().parents[1] / "lightning_toys.py"
+    script = Path(__file__).resolve().parents[1] / "support" / "lightning_toys.py"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, script, judge.spec.model, tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)

@@ -8,13 +8,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from vqr1_metric import prompts
-from vqr1_metric.distortions import distort
+from recipes.nano import naming
+from recipes.nano.tokenizer import build_tokenizer
+from vqr1_metric import protocol
 from vqr1_metric.images import load_image
+from vqr1_metric.images.distortions import distort
 from vqr1_metric.nano import FOLDER
-from vqr1_metric.nano.training.tokenizer import build_tokenizer
 from vqr1_metric.scorer import QualityScorer
-from vqr1_metric.train_ranker import naming
 
 PICTURES = Path(__file__).resolve().parents[2] / "examples" / "pictures"
 LIMIT = 12_000_000
@@ -56,9 +56,9 @@ def test_folder_is_that_of_the_recipe(tokenizer) -> None:
 
 @pytest.mark.parametrize("thinking", [False, True])
 def test_every_word_of_the_questions_is_one_token(tokenizer, thinking: bool) -> None:
-    tokens = tokenizer.tokenize(prompts.question(thinking))
+    tokens = tokenizer.tokenize(protocol.question(thinking))
     words = [token.removeprefix("Ġ") for token in tokens]
-    assert "".join(token.replace("Ġ", " ") for token in tokens) == prompts.question(thinking)
+    assert "".join(token.replace("Ġ", " ") for token in tokens) == protocol.question(thinking)
     assert {"quality", "assessment", "representing", "answer"} <= set(words)
     assert all(len(word) > 1 or not word.isalpha() or word == "a" for word in words)
 
@@ -71,11 +71,11 @@ def test_every_text_has_a_round_trip(tokenizer, text: str) -> None:
 
 
 def test_chat_template_writes_the_published_format(tokenizer) -> None:
-    chat = prompts.messages(False)
+    chat = protocol.messages(False)
     plain = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert plain == (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
-        + prompts.question(False)
+        + protocol.question(False)
         + "<|im_end|>\n<|im_start|>assistant\n"
     )
     numbered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, add_vision_id=True)

@@ -71,9 +71,17 @@ def case(seed, pictures, replies):
             loss += mean(token_losses) / (pictures * replies)
             gradient.append([g / len(token_gradients) / (pictures * replies) for g in token_gradients])
     return {
-        "seed": seed, "scores": scores, "mos": mos, "format": formed, "rewards": rewards, "advantages": advantages,
-        "new": new, "reference": reference, "loss": loss, "gradient": gradient,
-    }  # fmt: skip
+        "seed": seed,
+        "scores": scores,
+        "mos": mos,
+        "format": formed,
+        "rewards": rewards,
+        "advantages": advantages,
+        "new": new,
+        "reference": reference,
+        "loss": loss,
+        "gradient": gradient,
+    }
 
 
 if __name__ == "__main__":

@@ -35,11 +35,22 @@ def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(rated: Path) -> dict:
     """Settings of a small run on CPU, without a model and an output folder."""
     return {
-        "data": [str(rated / "noise.csv"), str(rated / "blur.txt")], "thinking": False, "images_per_device": 4,
-        "images_per_comparison": 4, "num_generations": 3, "micro_batch": 6, "max_new_tokens": 16,
-        "learning_rate": 3e-4, "lr_scheduler": "constant", "gradient_checkpointing": False, "max_pixels": 56 * 56,
-        "validation_fraction": 0.0, "logging_steps": 1, "max_steps": 4, "save_steps": 100,
-    }  # fmt: skip
+        "data": [str(rated / "noise.csv"), str(rated / "blur.txt")],
+        "thinking": False,
+        "images_per_device": 4,
+        "images_per_comparison": 4,
+        "num_generations": 3,
+        "micro_batch": 6,
+        "max_new_tokens": 16,
+        "learning_rate": 3e-4,
+        "lr_scheduler": "constant",
+        "gradient_checkpointing": False,
+        "max_pixels": 56 * 56,
+        "validation_fraction": 0.0,
+        "logging_steps": 1,
+        "max_steps": 4,
+        "save_steps": 100,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +64,9 @@ def warm_model(settings: dict, tiny_qwen2_5_vl: Path, tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("warm")
     config = RankerConfig(
         **{**settings, "model": str(tiny_qwen2_5_vl), "output_dir": str(folder), "objective": "exact"},
-        cold_start_steps=150, cold_start_learning_rate=3e-3,
-    )  # fmt: skip
+        cold_start_steps=150,
+        cold_start_learning_rate=3e-3,
+    )
     torch.set_num_threads(1)  # session fixtures run before the one that sets it
     torch.manual_seed(0)
     return cold_start(config, prepare_data(config)[0], folder / "model")

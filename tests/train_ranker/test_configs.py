@@ -57,9 +57,12 @@ def test_accelerate_launch_takes_every_key(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("use_vllm", [False, True])
 def test_trl_takes_the_presets(preset: str, use_vllm: bool, trl_trainer, tmp_path: Path) -> None:
     config = RankerConfig.preset(
-        preset, data=["a.csv"], output_dir=str(tmp_path), use_vllm=use_vllm,
+        preset,
+        data=["a.csv"],
+        output_dir=str(tmp_path),
+        use_vllm=use_vllm,
         trainer={"vllm_gpu_memory_utilization": 0.4, "vllm_tensor_parallel_size": 1},
-    )  # fmt: skip
+    )
     args = trl_trainer.grpo_config(config, validate=True)
     assert args.use_vllm is use_vllm and args.vllm_gpu_memory_utilization == 0.4
     assert args.vllm_mode == "colocate" or not use_vllm
@@ -104,9 +107,14 @@ def test_four_bit_weights_under_lora(
         name: settings[name] for name in ("data", "thinking", "max_new_tokens", "max_pixels", "validation_fraction")
     }
     config = RankerConfig.preset(
-        "24gb-4bit", **{**size, **more}, model=str(warm_model), output_dir=str(tmp_path / "out"), max_steps=2,
-        learning_rate=1e-3, dtype="float32",
-    )  # fmt: skip
+        "24gb-4bit",
+        **{**size, **more},
+        model=str(warm_model),
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        learning_rate=1e-3,
+        dtype="float32",
+    )
     train(config)
     before, after = load_file(warm_model / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -266,9 +266,14 @@ def test_held_out_preferences_are_whole_pairs_however_they_hang_together(tmp_pat
 def test_everything_is_checked_by_prepare_data(tmp_path: Path, pictures: Path) -> None:
     path = write(tmp_path / "a.txt", *[f"p{i}.png {i}" for i in range(8)])
     config = RankerConfig.preset(
-        "nano", data=[str(path)], images=[str(pictures)], output_dir=str(tmp_path / "out"), images_per_device=4,
-        images_per_comparison=4, validation_fraction=0.5,
-    )  # fmt: skip
+        "nano",
+        data=[str(path)],
+        images=[str(pictures)],
+        output_dir=str(tmp_path / "out"),
+        images_per_device=4,
+        images_per_comparison=4,
+        validation_fraction=0.5,
+    )
     config.check()
     training, validation = prepare_data(config)
     assert len(training[0]) == len(validation[0]) == 4

@@ -122,9 +122,17 @@ def test_the_micro_batch_changes_nothing(objective: str, settings, warm_model: P
 def test_training_raises_the_expected_fidelity(settings, warm_model: Path, tmp_path: Path) -> None:
     """All pictures in every step, so that the figures of two steps can be compared."""
     config = exact_config(
-        settings, warm_model, tmp_path / "out", max_steps=12, learning_rate=5e-4, images_per_device=12,
-        images_per_comparison=12, micro_batch=12, kl_weight=0.0, data=settings["data"][:1],
-    )  # fmt: skip
+        settings,
+        warm_model,
+        tmp_path / "out",
+        max_steps=12,
+        learning_rate=5e-4,
+        images_per_device=12,
+        images_per_comparison=12,
+        micro_batch=12,
+        kl_weight=0.0,
+        data=settings["data"][:1],
+    )
     train(config)
     log = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
     fidelity = [entry["fidelity"] for entry in log if "fidelity" in entry]
@@ -162,8 +170,9 @@ def test_data_is_judged_before_weights_load(settings, rated: Path, tmp_path: Pat
     (tmp_path / "bad.csv").write_text("image,mos\n0.png,3\ngone.png,4\n")
     config = RankerConfig(
         **{**settings, "data": [str(tmp_path / "bad.csv")], "images": [str(rated)], "objective": "exact"},
-        model=str(tmp_path / "no-such-model"), output_dir=str(tmp_path / "out"),
-    )  # fmt: skip
+        model=str(tmp_path / "no-such-model"),
+        output_dir=str(tmp_path / "out"),
+    )
     with pytest.raises(DataError, match=r"bad.csv, line 3: there is no gone.png"):
         train(config)
     assert not (tmp_path / "out").exists()
@@ -189,10 +198,28 @@ def test_what_the_cold_start_teaches() -> None:
 
 def test_the_command_line(rated: Path, warm_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     command = [
-        "train", "--data", str(rated / "noise.csv"), "--model", str(warm_model), "--preset", "nano",
-        "-o", str(tmp_path / "out"), "--images-per-device", "4", "--images-per-comparison", "4", "--max-steps", "2",
-        "--validation-fraction", "0.34", "--max-pixels", "3136", "--set", "learning_rate=0.001",
-    ]  # fmt: skip
+        "train",
+        "--data",
+        str(rated / "noise.csv"),
+        "--model",
+        str(warm_model),
+        "--preset",
+        "nano",
+        "-o",
+        str(tmp_path / "out"),
+        "--images-per-device",
+        "4",
+        "--images-per-comparison",
+        "4",
+        "--max-steps",
+        "2",
+        "--validation-fraction",
+        "0.34",
+        "--max-pixels",
+        "3136",
+        "--set",
+        "learning_rate=0.001",
+    ]
     assert main(command) == 0
     assert "VisualQualityR1Score(model=" in capsys.readouterr().out
     (result,) = QualityScorer(str(tmp_path / "out")).score([rated / "0.png"])

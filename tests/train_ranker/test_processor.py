@@ -10,7 +10,7 @@ pytest.importorskip("transformers", minversion="5.6")
 from vqr1_metric.backends.loading import ModelSpec, load_model
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.images import load_image
-from vqr1_metric.prompts import question
+from vqr1_metric.protocol import question
 from vqr1_metric.train_ranker.data import read_data
 from vqr1_metric.train_ranker.processor import RankerProcessor
 

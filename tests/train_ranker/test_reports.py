@@ -15,9 +15,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 def reporting(settings: dict, model: Path, output: Path, tool: str) -> RankerConfig:
     more = {
-        "model": str(model), "output_dir": str(output), "objective": "exact", "micro_batch": 4, "max_steps": 2,
-        "validation_fraction": 0.34, "eval_steps": 2, "report_to": [tool],
-    }  # fmt: skip
+        "model": str(model),
+        "output_dir": str(output),
+        "objective": "exact",
+        "micro_batch": 4,
+        "max_steps": 2,
+        "validation_fraction": 0.34,
+        "eval_steps": 2,
+        "report_to": [tool],
+    }
     return RankerConfig(**{**settings, **more})
 
 

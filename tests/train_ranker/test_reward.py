@@ -74,9 +74,11 @@ def batch(scores, names, quality, k: int, share=None) -> dict:
     ]
     repeat = lambda values: [v for v in values for _ in range(k)]  # noqa: E731
     return {
-        "completions": [[{"role": "assistant", "content": text}] for text in texts], "data_set": repeat(names),
-        "quality": repeat(quality), "share": repeat(share or [None] * len(names)),
-    }  # fmt: skip
+        "completions": [[{"role": "assistant", "content": text}] for text in texts],
+        "data_set": repeat(names),
+        "quality": repeat(quality),
+        "share": repeat(share or [None] * len(names)),
+    }
 
 
 def test_each_comparison_set_is_its_own() -> None:
@@ -88,9 +90,9 @@ def test_each_comparison_set_is_its_own() -> None:
         **batch(scores, ["biq"] * 3 + ["kadid"] * 3, quality, 5),
         log_metric=lambda name, value: logged.setdefault(name, []).append(value),
     )
-    expected = torch.cat([
-        ranking_reward(scores[i : i + 3], torch.tensor(quality[i : i + 3], dtype=torch.float64)) for i in (0, 3)
-    ]).flatten()  # fmt: skip
+    expected = torch.cat(
+        [ranking_reward(scores[i : i + 3], torch.tensor(quality[i : i + 3], dtype=torch.float64)) for i in (0, 3)]
+    ).flatten()
     told = torch.tensor([math.nan if r is None else r for r in found], dtype=torch.float64)
     torch.testing.assert_close(told, expected, equal_nan=True)
     assert logged["readable"] == [pytest.approx(20 / 30)]

@@ -135,11 +135,13 @@ def test_loss_and_gradient_are_the_published_ones(settings, warm_model: Path, tm
         entropy = torch.zeros_like(leaf)
         trainer._get_per_token_logps_and_entropies = lambda *_, leaf=leaf, entropy=entropy, **__: (leaf, entropy, None)
         inputs = {
-            "prompt_ids": torch.zeros(len(new), 1, dtype=torch.long), "prompt_mask": torch.ones(len(new), 1),
-            "completion_ids": torch.zeros_like(mask, dtype=torch.long), "completion_mask": mask,
+            "prompt_ids": torch.zeros(len(new), 1, dtype=torch.long),
+            "prompt_mask": torch.ones(len(new), 1),
+            "completion_ids": torch.zeros_like(mask, dtype=torch.long),
+            "completion_mask": mask,
             "advantages": torch.tensor(case["advantages"]).flatten(),
             "ref_per_token_logps": torch.nn.utils.rnn.pad_sequence(reference, batch_first=True),
-        }  # fmt: skip
+        }
         loss = trainer.compute_loss(trainer.model, inputs)
         loss.backward()
         assert float(loss) == pytest.approx(case["loss"], abs=1e-6)

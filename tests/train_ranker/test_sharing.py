@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers", minversion="5.6")
 
 from vqr1_metric.backends.loading import ModelSpec, load_model
-from vqr1_metric.prompts import question
+from vqr1_metric.protocol import question
 from vqr1_metric.train_ranker.config import ConfigError, RankerConfig
 from vqr1_metric.train_ranker.data import read_data
 from vqr1_metric.train_ranker.processor import RankerProcessor
@@ -179,8 +179,9 @@ def test_a_step_sends_each_picture_and_prompt_through_once(
     for share in (False, True):
         config = RankerConfig(
             **{**settings, "model": str(warm_model), "output_dir": str(tmp_path), "micro_batch": 12, "max_steps": 1},
-            share_pictures=share, lora_rank=lora_rank,
-        )  # fmt: skip
+            share_pictures=share,
+            lora_rank=lora_rank,
+        )
         trainer = trl_trainer.RankerTrainer(config, *prepare_data(config))
         rows, prompts = [], []
         trainer.loaded.model.model.visual.patch_embed.register_forward_hook(
@@ -238,11 +239,14 @@ def test_the_loss_is_the_mean_of_what_is_left(
         chosen = logps[rows]
         trainer._get_per_token_logps_and_entropies = lambda *_, **__: (chosen, torch.zeros_like(chosen), None)
         batch = {
-            "prompt_ids": torch.zeros(len(rows), 1, dtype=torch.long), "prompt_mask": torch.ones(len(rows), 1),
+            "prompt_ids": torch.zeros(len(rows), 1, dtype=torch.long),
+            "prompt_mask": torch.ones(len(rows), 1),
             "completion_ids": torch.zeros(len(rows), tokens, dtype=torch.long),
-            "completion_mask": torch.ones(len(rows), tokens), "advantages": advantages.flatten()[rows],
-            "ref_per_token_logps": reference[rows], "num_items_in_batch": torch.tensor(len(rows) * tokens),
-        }  # fmt: skip
+            "completion_mask": torch.ones(len(rows), tokens),
+            "advantages": advantages.flatten()[rows],
+            "ref_per_token_logps": reference[rows],
+            "num_items_in_batch": torch.tensor(len(rows) * tokens),
+        }
         trainer._kept = trl_trainer.drop_zero_spread(batch, k)
         return float(trainer._compute_loss(trainer.model, batch))
 
@@ -259,8 +263,9 @@ def test_a_run_that_drops_groups_without_spread(trl_trainer, settings: dict, war
 
     config = RankerConfig(
         **{**settings, "model": str(warm_model), "output_dir": str(tmp_path / "out"), "max_steps": 2},
-        drop_zero_spread=True, temperature=1e-3,
-    )  # fmt: skip
+        drop_zero_spread=True,
+        temperature=1e-3,
+    )
     train(config)
     log = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
     assert [entry["frac_reward_zero_std"] for entry in log if "reward" in entry] == [1, 1]

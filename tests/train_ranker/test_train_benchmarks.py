@@ -11,17 +11,9 @@ from vqr1_metric.backends.loading import ModelSpec, load_model
 from vqr1_metric.train_ranker.data import read_data
 from vqr1_metric.train_ranker.processor import RankerProcessor
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
-def test_kept_tokens_are_those_of_the_tower(benchmark, tiny_qwen2_5_vl: Path, rated: Path) -> None:
-    keep_tokens = benchmark("train_ablation_nano").keep_tokens
+def test_kept_tokens_are_those_of_the_tower(tiny_qwen2_5_vl: Path, rated: Path) -> None:
+    keep_tokens = importlib.import_module("benchmarks.training.ablation_nano").keep_tokens
     loaded = load_model(ModelSpec(str(tiny_qwen2_5_vl), device="cpu"))
     visual = loaded.model.model.visual.requires_grad_(False)
     processor = RankerProcessor(loaded, read_data([rated / "noise.csv"])[0].pictures)
@@ -36,22 +28,23 @@ def test_kept_tokens_are_those_of_the_tower(benchmark, tiny_qwen2_5_vl: Path, ra
     assert len(seen) == len(kept) == 3
 
 
-def test_the_summary_pairs_runs_of_one_seed(benchmark) -> None:
+def test_the_summary_pairs_runs_of_one_seed() -> None:
     runs = {"start": [0.1], "base": [0.5, 0.6, 0.7], "exact": [0.52, 0.63, 0.74]}
     rows = [
         {"variant": name, "seed": str(seed), "srcc": str(value), "srcc_reply": str(value), "fidelity": "0.7"}
-        for name, values in runs.items() for seed, value in enumerate(values)
-    ]  # fmt: skip
-    lines = benchmark("train_ablation_nano").summary(rows).splitlines()
+        for name, values in runs.items()
+        for seed, value in enumerate(values)
+    ]
+    lines = importlib.import_module("benchmarks.training.ablation_nano").summary(rows).splitlines()
     assert lines[2] == "| start | 0.100 |  | 0.100 |  | 0.700 |  | 1 |"
     # Differences .02, .03, .04: standard error .01 / sqrt(3), Student's t for 2 degrees of freedom 4.303.
     assert lines[4] == "| exact | 0.630 | +0.030 ± 0.025 | 0.630 | +0.030 ± 0.025 | 0.700 | +0.000 ± 0.000 | 3 |"
 
 
-def test_the_plot_of_two_sets_is_drawn(benchmark, tmp_path: Path) -> None:
+def test_the_plot_of_two_sets_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     table = tmp_path / "two.csv"
     lines = [f"{seed},{step},0.5{seed},0.9,0.8" for seed in (0, 1) for step in (0, 15)]
     table.write_text("\n".join(["seed,step,srcc_opinions,srcc_distortions,spread", *lines]) + "\n")
-    benchmark("train_two_sets").plot(table, tmp_path / "two.png")
+    importlib.import_module("benchmarks.training.two_sets").plot(table, tmp_path / "two.png")
     assert len(Image.open(tmp_path / "two.png").convert("RGB").getcolors(1 << 20)) > 50

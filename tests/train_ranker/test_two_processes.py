@@ -29,9 +29,12 @@ def launch(*command: str | Path, processes: int = 2) -> subprocess.Popen:
         port = free.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
     return subprocess.Popen(
-        [*torchrun, *map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [*torchrun, *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -53,11 +56,28 @@ def finish(process: subprocess.Popen) -> None:
 def train_command(rated: Path, model: Path, output: Path, *more: str) -> list[str | Path]:
     settings = {"kl_weight": 0.1, "gradient_checkpointing": False, "max_new_tokens": 16, "lr_scheduler": "constant"}
     return [
-        "-m", "vqr1_metric.train_ranker", "--data", rated / "noise.csv", "--model", model, "-o", output,
-        "--no-thinking", "--validation-fraction", "0.34", "--max-pixels", "3136", "--learning-rate", "1e-3",
-        "--num-generations", "3", "--micro-batch", "4", *more,
+        "-m",
+        "vqr1_metric.train_ranker",
+        "--data",
+        rated / "noise.csv",
+        "--model",
+        model,
+        "-o",
+        output,
+        "--no-thinking",
+        "--validation-fraction",
+        "0.34",
+        "--max-pixels",
+        "3136",
+        "--learning-rate",
+        "1e-3",
+        "--num-generations",
+        "3",
+        "--micro-batch",
+        "4",
+        *more,
         *(part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")),
-    ]  # fmt: skip
+    ]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -102,9 +122,21 @@ def test_a_killed_launch_resumes_bit_by_bit(
     if objective == "sampled":
         pytest.importorskip("trl", minversion="1.16", reason="RL with sampled replies needs trl 1.16")
     more = (
-        "--objective", objective, "--lora-rank", str(lora_rank), "--max-steps", "12", "--save-steps", "2",
-        "--images-per-device", "4", "--images-per-comparison", "4", "--eval-steps", "5",
-    )  # fmt: skip
+        "--objective",
+        objective,
+        "--lora-rank",
+        str(lora_rank),
+        "--max-steps",
+        "12",
+        "--save-steps",
+        "2",
+        "--images-per-device",
+        "4",
+        "--images-per-comparison",
+        "4",
+        "--eval-steps",
+        "5",
+    )
     finish(launch(*train_command(rated, warm_model, tmp_path / "whole", *more)))
     command = train_command(rated, warm_model, tmp_path / "broken", *more)
     process = launch(*command)

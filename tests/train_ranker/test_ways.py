@@ -27,9 +27,14 @@ def test_thinking_from_the_cold_start_to_the_scorer(
 ) -> None:
     output = tmp_path / "out"
     changed = {
-        "thinking": True, "max_steps": 2, "cold_start_steps": 60, "cold_start_learning_rate": 3e-3,
-        "max_new_tokens": 60, "validation_fraction": 0.34, "learning_rate": 1e-4,
-    }  # fmt: skip
+        "thinking": True,
+        "max_steps": 2,
+        "cold_start_steps": 60,
+        "cold_start_learning_rate": 3e-3,
+        "max_new_tokens": 60,
+        "validation_fraction": 0.34,
+        "learning_rate": 1e-4,
+    }
     train(RankerConfig(**{**settings, **changed}, model=str(warm_model), output_dir=str(output)))
     replies = [json.loads(line) for line in (output / "replies.jsonl").read_text().splitlines()]
     reasoned = [row for row in replies if row["reply"].startswith("<think>The overall quality of this picture is")]
@@ -53,9 +58,13 @@ def test_preferences_train_beside_scores(
     pairs = [f"{i}.png,{i + 2}.png,{5 - i % 3},{i % 3}" for i in range(0, 22, 2)]
     votes.write_text("\n".join(["a,b,votes_a,votes_b", *pairs]) + "\n")
     changed = {
-        "data": [str(rated / "noise.csv"), str(votes)], "images": [str(rated)], "objective": objective, "max_steps": 4,
-        "validation_fraction": 0.3, "micro_batch": 12 if objective == "sampled" else 4,
-    }  # fmt: skip
+        "data": [str(rated / "noise.csv"), str(votes)],
+        "images": [str(rated)],
+        "objective": objective,
+        "max_steps": 4,
+        "validation_fraction": 0.3,
+        "micro_batch": 12 if objective == "sampled" else 4,
+    }
     output = train(RankerConfig(**{**settings, **changed}, model=str(warm_model), output_dir=str(tmp_path / "out")))
     (validated,) = (entry for entry in log_of(output) if "eval_readable" in entry)
     assert 0 <= validated["eval_pairs_votes"] <= 1 and -1 <= validated["eval_srcc_noise"] <= 1

@@ -15,7 +15,7 @@ import torch
 from vqr1_metric.backends.base import ModelError
 from vqr1_metric.backends.packing import use_packing
 from vqr1_metric.backends.pixels import PixelConfig
-from vqr1_metric.backends.vision import speed_up
+from vqr1_metric.backends.windows import speed_up
 
 #: Names that stand for a model shipped with the package.
 EMBEDDED = {"nano": Path(__file__).resolve().parent.parent / "nano"}
@@ -24,9 +24,14 @@ SUPPORTED_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 TREE_ATTENTION = ("sdpa", "eager", "packed")
 
 _DTYPES = {
-    "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-    "float16": torch.float16, "fp16": torch.float16, "float64": torch.float64,
-}  # fmt: skip
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
 #: On a CPU, checkpoints above this size keep their 16-bit weights instead of being widened to float32.
 _WIDEN_BELOW_BYTES = 4 << 30
 #: Weight files up to this size are hashed whole, larger ones by samples (a 16 GB read would delay every start).
@@ -146,9 +151,14 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     if adapter is not None:
         settings = json.loads(adapter.read_text(encoding="utf-8"))
         base = ModelSpec(
-            settings["base_model_name_or_path"], settings.get("revision"), spec.dtype, spec.device, spec.device_map,
-            spec.quantization, spec.attn_implementation,
-        )  # fmt: skip
+            settings["base_model_name_or_path"],
+            settings.get("revision"),
+            spec.dtype,
+            spec.device,
+            spec.device_map,
+            spec.quantization,
+            spec.attn_implementation,
+        )
     config_file = _find_file(base, "config.json")
     if config_file is None:
         raise ModelError(_unreachable(base))
@@ -187,9 +197,14 @@ def _load_weights(spec: ModelSpec):
         options["device_map"] = {"": spec.resolved_device()}
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            str(spec.folder or spec.model), revision=spec.revision, dtype=_dtype(spec), use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True, **options,
-        )  # fmt: skip
+            str(spec.folder or spec.model),
+            revision=spec.revision,
+            dtype=_dtype(spec),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
     except OSError as error:
         if spec.folder is None:
             raise ModelError(_unreachable(spec)) from error
@@ -294,10 +309,13 @@ def _find_file(spec: ModelSpec, name: str) -> Path | None:
 
     try:
         found = cached_file(
-            spec.model, name, revision=spec.revision,
-            _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
+            spec.model,
+            name,
+            revision=spec.revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
-        )  # fmt: skip
+        )
     except (OSError, ValueError) as error:  # not a name the Hub can hold, no such repository or revision
         raise ModelError(_unreachable(spec)) from error
     return None if found is None else Path(found)

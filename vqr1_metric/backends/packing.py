@@ -2,7 +2,7 @@
 
 The row holds the prompts but for their last tokens, one after the other, then a tree for each picture: the last token
 of its prompt and the nodes of the answer trie. Prompts are attended to causally, each by itself, as equal windows or by
-torch's variable-length attention (:func:`~vqr1_metric.backends.vision.windowed_attention`); the rows of a tree see
+torch's variable-length attention (:func:`~vqr1_metric.backends.windows.windowed_attention`); the rows of a tree see
 their whole prompt and their ancestors, one call for all trees. Only the keys of that call are padded.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from vqr1_metric.backends.readout import AnswerTrie
-from vqr1_metric.backends.vision import windowed_attention
+from vqr1_metric.backends.windows import windowed_attention
 
 #: Its name among the attentions of transformers.
 ATTENTION = "vqr1_packed_tree"
@@ -85,9 +85,16 @@ def pack(inputs: dict[str, Tensor], trie: AnswerTrie) -> dict[str, object]:
 
 
 def packed_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    scaling: float, packing: Packing | None = None, **kwargs,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    packing: Packing | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
     """As transformers calls it: ``(1, heads, S, dim)`` in, ``(1, S, heads, dim)`` out."""
     if packing is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -101,6 +108,7 @@ def packed_attention(
     trees = query[packing.prompt_rows :].unflatten(0, (len(packing.keys), -1))
     of_trees = scaled_dot_product_attention(
         *(x.transpose(1, 2) for x in (trees, key[packing.keys], value[packing.keys])),
-        attn_mask=packing.mask, scale=scaling,
-    )  # fmt: skip
+        attn_mask=packing.mask,
+        scale=scaling,
+    )
     return torch.cat([of_prompts, of_trees.transpose(1, 2).flatten(0, 1)])[None], None

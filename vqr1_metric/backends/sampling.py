@@ -12,9 +12,13 @@ from vqr1_metric.backends.base import Sampling
 
 @torch.no_grad()
 def sample_tokens(
-    model: torch.nn.Module, inputs: dict[str, Tensor], sampling: Sampling, never_sampled: Sequence[int],
-    end_tokens: Sequence[int], pad_token: int,
-) -> Tensor:  # fmt: skip
+    model: torch.nn.Module,
+    inputs: dict[str, Tensor],
+    sampling: Sampling,
+    never_sampled: Sequence[int],
+    end_tokens: Sequence[int],
+    pad_token: int,
+) -> Tensor:
     """Tokens of K replies for each prompt, ``(B * K, length)``, padded behind their end.
 
     ``generate`` would put K copies of every picture through the vision tower and the prompt through the language model.
@@ -49,9 +53,12 @@ def sample_tokens(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         position = position + 1
         output = model.model(
-            input_ids=tokens[-1][:, None], attention_mask=mask, position_ids=position, past_key_values=memory,
+            input_ids=tokens[-1][:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=memory,
             use_cache=True,
-        )  # fmt: skip
+        )
         hidden = output.last_hidden_state[:, -1]
 
 

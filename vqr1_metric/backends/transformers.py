@@ -12,9 +12,9 @@ from torch.nn.functional import pad
 
 from vqr1_metric.backends import packing
 from vqr1_metric.backends.base import ModelError, Sampling
+from vqr1_metric.backends.cpu import fast_products
 from vqr1_metric.backends.loading import LoadedModel, ModelSpec, cached, load_model
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
-from vqr1_metric.backends.processor import fast_products
 from vqr1_metric.backends.readout import (
     NEGLIGIBLE,
     SPELLINGS,
@@ -27,7 +27,7 @@ from vqr1_metric.backends.readout import (
 )
 from vqr1_metric.backends.sampling import sample_tokens
 from vqr1_metric.functional.distribution import ScoreDistribution
-from vqr1_metric.prompts import messages
+from vqr1_metric.protocol import messages
 
 #: More tokens at once fill no GPU better.
 _MOST_TOKENS = 16_384
@@ -55,9 +55,10 @@ class TransformersBackend:
         config = self.model.config
         self._image_token = config.image_token_id
         self._never_sampled = [
-            token for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+            token
+            for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
             if (token := getattr(config, name, None)) is not None
-        ]  # fmt: skip
+        ]
         self._end_tokens = _as_list(self.model.generation_config.eos_token_id) or [self.tokenizer.eos_token_id]
         pad = self.tokenizer.pad_token_id
         self._pad_token = self._end_tokens[0] if pad is None else pad
@@ -159,9 +160,7 @@ class TransformersBackend:
         """K sampled replies for each picture; reply k depends on the picture, the seed and k alone."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), fast_products():
             inputs = self._inputs(images, pixel_config, thinking, None, add_vision_id)
-            tokens = sample_tokens(
-                self.model, inputs, sampling, self._never_sampled, self._end_tokens, self._pad_token
-            )  # fmt: skip
+            tokens = sample_tokens(self.model, inputs, sampling, self._never_sampled, self._end_tokens, self._pad_token)
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [texts[i : i + sampling.num_samples] for i in range(0, len(texts), sampling.num_samples)]
 
@@ -237,9 +236,13 @@ class TransformersBackend:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _inputs(
-        self, images: Sequence[Tensor], pixel_config: PixelConfig, thinking: bool, replies: Sequence[str] | None,
+        self,
+        images: Sequence[Tensor],
+        pixel_config: PixelConfig,
+        thinking: bool,
+        replies: Sequence[str] | None,
         add_vision_id: bool,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """Left-padded model inputs for a batch."""
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         patches, grids = zip(*(to_patches(image.to(self.device), pixel_config, dtype) for image in images), strict=True)
@@ -289,9 +292,12 @@ class TransformersBackend:
 
     def _tokenise_prompt(self, thinking: bool, add_vision_id: bool) -> tuple[list[int], list[int]]:
         text = self.tokenizer.apply_chat_template(
-            messages(thinking), chat_template=self._chat_template, add_generation_prompt=True, tokenize=False,
+            messages(thinking),
+            chat_template=self._chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
             add_vision_id=add_vision_id,
-        )  # fmt: skip
+        )
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if ids.count(self._image_token) != 1:
             raise ModelError(

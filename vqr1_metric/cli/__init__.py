@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vqr1_metric import __version__
-from vqr1_metric.records import RecordError
+from vqr1_metric.score_files import RecordError
 
 #: Command -> what it does, in the order of the help text.
 COMMANDS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from vqr1_metric import records
+from vqr1_metric import score_files
 from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.options import add_model_options, build_scorer
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
             raise CommandError(result.error)
     chance = comparison.win_probability
     if args.json:
-        rows = {key: records.as_json(result, details=False) for key, result in zip("ab", results, strict=True)}
+        rows = {key: score_files.as_json(result, details=False) for key, result in zip("ab", results, strict=True)}
         wins = {"a_wins": round(chance, 6), "b_wins": round(1 - chance, 6), "winner": comparison.winner}
         print(json.dumps(rows | wins))
         return 0

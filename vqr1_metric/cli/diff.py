@@ -83,7 +83,7 @@ def _table(scenes, before, after, wins) -> list[dict]:
 def _write(path: Path, table: list[dict]) -> None:
     import csv
 
-    from vqr1_metric.records import cell
+    from vqr1_metric.score_files import cell
 
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -23,15 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     what = parser.add_argument_group("what to evaluate on (one of the first five)")
     what.add_argument(
-        "--labels", type=Path, metavar="FILE",
+        "--labels",
+        type=Path,
+        metavar="FILE",
         help="CSV with a header (image, mos and optionally std, scene, method, split), the authors' label files, XLSX",
-    )  # fmt: skip
+    )
     what.add_argument("--dataset", metavar="NAME", help="a data set of --list, in the layout of its owners")
     what.add_argument("--suite", metavar="NAME", help="paper: every data set of it that is there")
     what.add_argument(
-        "--preferences", type=Path, metavar="FILE",
+        "--preferences",
+        type=Path,
+        metavar="FILE",
         help="votes: CSV with a, b, votes_a, votes_b, or image, scene, best_votes",
-    )  # fmt: skip
+    )
     what.add_argument("--ladder", type=Path, metavar="DIR", help="undistorted pictures: distort them, step by step")
     what.add_argument("--list", action="store_true", help="list the data sets, and where to get them")
     what.add_argument("--images", type=Path, metavar="DIR", help="the pictures of a file (default: beside the file)")
@@ -203,7 +207,8 @@ def _listing() -> str:
         edge = "" if dataset.short_edge is None else f", reduced to a short edge of {dataset.short_edge}"
         lines += [
             f"{dataset.name:<10} {dataset.title}: {count}{split}{edge}",
-            f"           where:   {dataset.where}", f"           licence: {dataset.licence}",
+            f"           where:   {dataset.where}",
+            f"           licence: {dataset.licence}",
             f"           layout:  {dataset.folders[0]}/ with {dataset.layout}",
-        ]  # fmt: skip
+        ]
     return "\n".join(lines)

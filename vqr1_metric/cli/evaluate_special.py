@@ -11,7 +11,6 @@ import numpy as np
 
 from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.scorers import cache_folder, columns, make_peers, model_name, progress_bar, with_bar
-from vqr1_metric.distortions import LEVELS
 from vqr1_metric.evaluation.baselines import BASELINES, LUMA
 from vqr1_metric.evaluation.labels import Item, LabelSet, attach, count_problems, problems_text
 from vqr1_metric.evaluation.ladder import check_distortions, ladder_pictures, ladder_statistics, ladder_table
@@ -19,12 +18,11 @@ from vqr1_metric.evaluation.preference import preference_agreement, read_prefere
 from vqr1_metric.evaluation.run import Settings, provenance
 from vqr1_metric.evaluation.scoring import process_rank, score_pictures, scorer_identity
 from vqr1_metric.evaluation.tables import made_with_text, table, write_json, write_text
+from vqr1_metric.images.distortions import LEVELS
 from vqr1_metric.scorer import QualityScorer
 
 
-def run_preferences(
-    args: argparse.Namespace, scorer: QualityScorer | None, settings: Settings, command: str
-) -> int:
+def run_preferences(args: argparse.Namespace, scorer: QualityScorer | None, settings: Settings, command: str) -> int:
     """Agreement with votes."""
     preferences = read_preferences(args.preferences)
     labels = LabelSet(preferences.name, tuple(Item(name, math.nan) for name in preferences.images))
@@ -41,9 +39,11 @@ def run_preferences(
     made_with = provenance(command, settings, {"model": scorers[0].identity})
     problems = [*preferences.problems, *labels.problems]
     results = {
-        "made_with": made_with, "preferences": preferences.name, "problems": [asdict(problem) for problem in problems],
+        "made_with": made_with,
+        "preferences": preferences.name,
+        "problems": [asdict(problem) for problem in problems],
         "scorers": found,
-    }  # fmt: skip
+    }
     text = f"## {preferences.name}\n\n{_preference_text(found)}"
     if problems:
         text += f"\n- Left out or noted (listed in results.json): {problems_text(count_problems(problems))}.\n"
@@ -73,9 +73,7 @@ def run_ladder(args: argparse.Namespace, scorer: QualityScorer | None, settings:
     found: dict[str, dict[str, Any]] = {}
     for scorer_name, values in scores.items():
         cube = np.array(values).reshape(shape)
-        found[scorer_name] = {
-            name: ladder_statistics(cube[:, i], **asdict(settings)) for i, name in enumerate(names)
-        }
+        found[scorer_name] = {name: ladder_statistics(cube[:, i], **asdict(settings)) for i, name in enumerate(names)}
     made_with = provenance(command, settings, {"model": identity})
     results = {"made_with": made_with, "pictures": pictures, "distortions": names, "scorers": found}
     head = f"## Distortion ladder: {len(pictures)} pictures, {len(names)} distortions, {LEVELS} levels\n\n"

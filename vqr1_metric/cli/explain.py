@@ -7,9 +7,10 @@ import json
 import textwrap
 from typing import TYPE_CHECKING
 
-from vqr1_metric import records
-from vqr1_metric.cli import CommandError, inputs
+from vqr1_metric import score_files
+from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.options import add_model_options, build_scorer
+from vqr1_metric.images import find
 
 if TYPE_CHECKING:
     from vqr1_metric.results import ImageScore
@@ -20,7 +21,7 @@ _BIN, _BAR = 0.25, 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("inputs", nargs="+", metavar="PATH", help=inputs.HELP)
+    parser.add_argument("inputs", nargs="+", metavar="PATH", help=find.HELP)
     parser.add_argument("-r", "--recursive", action="store_true", help="folders with their subfolders")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with the whole distribution")
     add_model_options(parser, mode=False)
@@ -30,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     """Explain picture after picture; 1 if none could be read."""
     scorer = build_scorer(args)
     explained = False
-    for name in inputs.pictures(args.inputs, args.recursive):
+    for name in find.pictures(args.inputs, args.recursive):
         result = scorer.explain(name)
         explained = explained or result.error is None
-        print(json.dumps(records.as_json(result)) if args.json else _as_text(result), flush=True)
+        print(json.dumps(score_files.as_json(result)) if args.json else _as_text(result), flush=True)
     if not explained:
         raise CommandError("nothing was explained: no picture could be read or judged")
     return 0

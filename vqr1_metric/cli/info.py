@@ -10,12 +10,21 @@ from typing import Any
 
 from vqr1_metric import __version__
 from vqr1_metric.cli.options import add_model_options, build_scorer
-from vqr1_metric.prompts import PROMPT_VERSION
+from vqr1_metric.protocol import PROMPT_VERSION
 
 _PACKAGES = (
-    "torch", "transformers", "torchmetrics", "diffusers", "accelerate", "safetensors", "numpy", "pillow", "peft", "trl",
+    "torch",
+    "transformers",
+    "torchmetrics",
+    "diffusers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "peft",
+    "trl",
     "bitsandbytes",
-)  # fmt: skip
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from vqr1_metric.prompts import MODES
+from vqr1_metric.protocol import MODES
 
 if TYPE_CHECKING:
     from vqr1_metric.scorer import QualityScorer
@@ -69,15 +69,18 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
     group.add_argument("--min-pixels", type=positive, metavar="N", help="smaller pictures are scaled up to N pixels")
     if mode:
         group.add_argument(
-            "--mode", choices=MODES, default="score",
+            "--mode",
+            choices=MODES,
+            default="score",
             help="score: one forward pass, deterministic (default); think: sampled reasonings; sample: sampled replies",
-        )  # fmt: skip
+        )
         group.add_argument("--thinking", action="store_true", help="let --mode sample ask the thinking question")
         group.add_argument(
-            "--server", metavar="URL",
+            "--server",
+            metavar="URL",
             help="ask the model behind this OpenAI-compatible server, such as http://127.0.0.1:8000/v1 (vLLM, SGLang); "
             "an API key is read from VQR1_SERVER_KEY",
-        )  # fmt: skip
+        )
     group.add_argument("--num-samples", type=positive, metavar="K", help="sampled replies a picture (default: 6)")
     group.add_argument("--max-new-tokens", type=positive, metavar="N", help="length limit of a reply (default: 512)")
     group.add_argument("--seed", type=int, help="of the sampling (default: 0)")
@@ -89,9 +92,21 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
     from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 
     names = (
-        "mode", "thinking", "revision", "device", "device_map", "dtype", "quantization", "batch_tokens",
-        "deterministic", "max_pixels", "min_pixels", "num_samples", "max_new_tokens", "seed",
-    )  # fmt: skip
+        "mode",
+        "thinking",
+        "revision",
+        "device",
+        "device_map",
+        "dtype",
+        "quantization",
+        "batch_tokens",
+        "deterministic",
+        "max_pixels",
+        "min_pixels",
+        "num_samples",
+        "max_new_tokens",
+        "seed",
+    )
     if getattr(args, "thinking", False) and args.mode != "sample":
         raise CommandError("--thinking is about --mode sample; --mode think always asks for a reasoning")
     # What was not given is left to the scorer's own defaults.

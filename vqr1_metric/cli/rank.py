@@ -6,14 +6,15 @@ import argparse
 import json
 import math
 
-from vqr1_metric import records
-from vqr1_metric.cli import CommandError, inputs
+from vqr1_metric import score_files
+from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.options import add_model_options, build_scorer
+from vqr1_metric.images import find
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("inputs", nargs="+", metavar="PATH", help=inputs.HELP)
+    parser.add_argument("inputs", nargs="+", metavar="PATH", help=find.HELP)
     parser.add_argument("-r", "--recursive", action="store_true", help="folders with their subfolders")
     parser.add_argument("--json", action="store_true", help="the ranking as JSON")
     add_model_options(parser)
@@ -22,16 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the ranking; 1 if no picture could be read."""
     scorer = build_scorer(args)
-    names = list(dict.fromkeys(inputs.pictures(args.inputs, args.recursive)))
+    names = list(dict.fromkeys(find.pictures(args.inputs, args.recursive)))
     ranking = scorer.rank(names)
     if args.json:
         rows = [
             {
-                "rank": place.rank, "tied": place.tied, "beats_next": place.beats_next,
-                **records.as_json(place.result, details=False),
+                "rank": place.rank,
+                "tied": place.tied,
+                "beats_next": place.beats_next,
+                **score_files.as_json(place.result, details=False),
             }
             for place in ranking
-        ]  # fmt: skip
+        ]
         print(json.dumps(rows, indent=1))
     else:
         print(f"place  {'score ± std':<12}  beats next  picture")
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 def _line(place) -> str:
     result = place.result
     if place.rank is None:
-        return f"    -    nan  {'':<5}  {'-':>10}  {result.name}: {records.as_row(result)['error']}"
+        return f"    -    nan  {'':<5}  {'-':>10}  {result.name}: {score_files.as_row(result)['error']}"
     chance = f"{place.beats_next:.0%}" if place.beats_next is not None else "-"
     place_and_mark = f"{place.rank:4d}{'=' if place.tied else ' '}"
     return f"{place_and_mark}  {result.score:5.2f} ± {result.std:4.2f}  {chance:>10}  {result.name}"

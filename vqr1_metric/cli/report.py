@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vqr1_metric import records
+from vqr1_metric import score_files
 from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.options import positive, progress
 
@@ -14,14 +14,18 @@ from vqr1_metric.cli.options import positive, progress
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument(
-        "scores", type=Path, metavar="SCORES",
+        "scores",
+        type=Path,
+        metavar="SCORES",
         help="what vqr1 score wrote: .csv, or .jsonl with distributions and reasoning",
-    )  # fmt: skip
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the page, .html")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR",
+        "--images",
+        type=Path,
+        metavar="DIR",
         help="names in the file are relative to DIR (default: to here, or the file)",
-    )  # fmt: skip
+    )
     parser.add_argument("--title", help="heading (default: the file's name)")
     parser.add_argument(
         "--thumbnail", type=positive, default=160, metavar="N", help="longer edge of the small pictures (default: 160)"
@@ -66,7 +70,7 @@ def _picture(name: str, args: argparse.Namespace) -> Path:
 def _made_with(scores: Path) -> dict[str, Any]:
     """What the file of scores says of itself."""
     try:
-        meta = records.read_meta(scores)
-    except records.RecordError:
+        meta = score_files.read_meta(scores)
+    except score_files.RecordError:
         return {"scores": scores.name, "model": "not stated: no .meta.json lies beside the file of scores"}
     return {"scores": scores.name, **meta}

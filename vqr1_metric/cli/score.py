@@ -16,10 +16,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqr1_metric import __version__, records
-from vqr1_metric.cli import CommandError, inputs, warn
+from vqr1_metric import __version__, score_files
+from vqr1_metric.cli import CommandError, warn
 from vqr1_metric.cli.options import add_model_options, build_scorer
-from vqr1_metric.prompts import PROMPT_VERSION
+from vqr1_metric.images import find
+from vqr1_metric.protocol import PROMPT_VERSION
 
 if TYPE_CHECKING:
     from vqr1_metric.results import ImageScore
@@ -30,7 +31,7 @@ _LEVEL = 0.95
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("inputs", nargs="+", metavar="PATH", help=inputs.HELP)
+    parser.add_argument("inputs", nargs="+", metavar="PATH", help=find.HELP)
     parser.add_argument("-r", "--recursive", action="store_true", help="folders with their subfolders")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="scores as .csv, or as .jsonl with distributions"
@@ -59,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
         else:
             meta |= {**_found(scorer), "package": __version__, "started": datetime.now(UTC).isoformat("T", "seconds")}
             if resuming:
-                records.check_same(args.output, old, meta)
+                score_files.check_same(args.output, old, meta)
             elif args.output is not None:
                 args.output.unlink(missing_ok=True)  # with --overwrite: never old rows beside new meta data
-                records.write_meta(args.output, meta)
+                score_files.write_meta(args.output, meta)
             _score(scorer, itertools.chain([first], pending), args, tally, bar)
     _report(args, meta, tally, tally.rows - before if resuming else None)
     if not tally.scored:
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def _score(scorer: QualityScorer, names: Iterator[str], args: argparse.Namespace, tally: Tally, bar) -> None:
     output = args.output
     try:
-        with records.RecordWriter(output) if output else _JsonRows() if args.json else _Table(bar) as sink:
+        with score_files.RecordWriter(output) if output else _JsonRows() if args.json else _Table(bar) as sink:
             for result in scorer.stream(names):
                 sink.write(result)
                 tally.add(result.score)
@@ -123,9 +124,13 @@ class Tally:
             if self.scored > 1:
                 interval = [float(bound) for bound in bootstrap_mean_interval(scores, _LEVEL)]
         return {
-            "pictures": self.rows, "scored": self.scored, "failed": self.rows - self.scored, "mean": mean,
-            "interval": interval, "level": _LEVEL,
-        }  # fmt: skip
+            "pictures": self.rows,
+            "scored": self.scored,
+            "failed": self.rows - self.scored,
+            "mean": mean,
+            "interval": interval,
+            "level": _LEVEL,
+        }
 
 
 class _Table:
@@ -142,7 +147,7 @@ class _Table:
         pass
 
     def write(self, result: ImageScore) -> None:
-        row = records.as_row(result)
+        row = score_files.as_row(result)
         if row["error"]:
             self._print(f"  nan  {'-':>5}  {'-':>10}  {'-':>8}  {result.name}: {row['error']}")
             return
@@ -170,7 +175,7 @@ class _JsonRows:
         print('\n], "summary": ', end="")
 
     def write(self, result: ImageScore) -> None:
-        print(f"{self._separator}\n{json.dumps(records.as_json(result, details=False))}", end="")
+        print(f"{self._separator}\n{json.dumps(score_files.as_json(result, details=False))}", end="")
         self._separator = ","
 
 
@@ -181,7 +186,7 @@ def _check_output(args: argparse.Namespace) -> bool:
         if args.resume or args.overwrite:
             raise CommandError("--resume and --overwrite are about an output file: name it with -o")
         return False
-    records.file_format(output)
+    score_files.file_format(output)
     if args.resume and args.overwrite:
         raise CommandError("--resume and --overwrite exclude each other")
     if not output.parent.is_dir():
@@ -195,10 +200,10 @@ def _check_output(args: argparse.Namespace) -> bool:
 
 def _read_output(output: Path, meta: dict[str, Any], seen: set[int], tally: Tally) -> dict[str, Any]:
     """Take in what an earlier run wrote, and return its meta data."""
-    old = records.read_meta(output)
-    records.check_same(output, old, meta)
-    records.repair(output)
-    for path, score in records.read_rows(output):
+    old = score_files.read_meta(output)
+    score_files.check_same(output, old, meta)
+    score_files.repair(output)
+    for path, score in score_files.read_rows(output):
         seen.add(_key(path))
         tally.add(score)
     return old
@@ -206,8 +211,8 @@ def _read_output(output: Path, meta: dict[str, Any], seen: set[int], tally: Tall
 
 def _pending(args: argparse.Namespace, seen: set[int], bar) -> Iterator[str]:
     """The pictures that have no row yet. One that is reached twice is scored once."""
-    for name in inputs.pictures(args.inputs, args.recursive, warn):
-        key = _key(records.cell(name))
+    for name in find.pictures(args.inputs, args.recursive, warn):
+        key = _key(score_files.cell(name))
         if key in seen:
             bar.update()
             continue
@@ -225,7 +230,7 @@ def _progress_bar(args: argparse.Namespace):
 
     if args.silent:
         return tqdm(disable=True)
-    total = sum(1 for _ in inputs.pictures(args.inputs, args.recursive))
+    total = sum(1 for _ in find.pictures(args.inputs, args.recursive))
     # In a log file every refresh is a line of its own.
     return tqdm(total=total, unit="picture", file=sys.stderr, mininterval=0.2 if sys.stderr.isatty() else 10.0)
 
@@ -238,8 +243,10 @@ def _wanted(scorer: QualityScorer) -> dict[str, Any]:
         sampling = {**asdict(scorer.sampling), "thinking": scorer.thinking, "add_vision_id": scorer.add_vision_id}
     return {
         "model": str(folder.resolve()) if folder and scorer.spec.model != "nano" else scorer.spec.model,
-        "mode": scorer.mode, "prompt": PROMPT_VERSION, "sampling": sampling,
-    }  # fmt: skip
+        "mode": scorer.mode,
+        "prompt": PROMPT_VERSION,
+        "sampling": sampling,
+    }
 
 
 def _found(scorer: QualityScorer) -> dict[str, Any]:
@@ -247,9 +254,11 @@ def _found(scorer: QualityScorer) -> dict[str, Any]:
     backend, limits = scorer.backend, scorer.pixel_config
     model = getattr(backend, "model", None)  # a model behind a server has its own precision
     return {
-        "revision": backend.revision, "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
-        "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels,
-    }  # fmt: skip
+        "revision": backend.revision,
+        "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
+        "min_pixels": limits.min_pixels,
+        "max_pixels": limits.max_pixels,
+    }
 
 
 def _as_text(summary: dict[str, Any], new: int | None) -> str:

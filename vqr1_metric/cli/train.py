@@ -48,9 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, setting, more in _OPTIONS:
         parser.add_argument(option, dest=setting, **more)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
         help="any other setting of RankerConfig, the value as JSON; trainer.NAME=VALUE is passed to the trainer",
-    )  # fmt: skip
+    )
 
 
 def run(args: argparse.Namespace) -> int:

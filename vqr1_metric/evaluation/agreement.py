@@ -104,9 +104,17 @@ def agreement(
             intervals[name] = percentile_interval([row[name] for row in table], level)
     scene_count = 0 if groups is None else len(_scene_correlations(x, y, groups))
     return Agreement(
-        len(x), int((~known).sum()), values, intervals, reasons, scene_count, level, resamples, seed,
+        len(x),
+        int((~known).sum()),
+        values,
+        intervals,
+        reasons,
+        scene_count,
+        level,
+        resamples,
+        seed,
         "scenes" if by_scene else "pictures",
-    )  # fmt: skip
+    )
 
 
 def point_statistics(

@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from scipy import stats
 
-from vqr1_metric.distortions import DISTORTIONS, LEVELS, distort
 from vqr1_metric.evaluation.agreement import percentile_interval, resample
 from vqr1_metric.evaluation.labels import LabelError, find_pictures
 from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.evaluation.scoring import picture_hash
+from vqr1_metric.images.distortions import DISTORTIONS, LEVELS, distort
 
 Rung = tuple[str, Callable[[], np.ndarray]]
 
@@ -78,11 +78,15 @@ def ladder_statistics(
     steps = np.diff(kept, axis=1)
     draws = [each[i].mean() for i in resample(len(each), resamples, seed)] if len(each) > 1 else []
     return {
-        "n": len(kept), "left_out": int((~known).sum()), "monotonicity": float(each.mean()),
-        "interval": percentile_interval(draws, level), "falling": float((steps < 0).mean()),
-        "reversed_worst": float(max(0.0, steps.max())), "means": kept.mean(axis=0).tolist(),
+        "n": len(kept),
+        "left_out": int((~known).sum()),
+        "monotonicity": float(each.mean()),
+        "interval": percentile_interval(draws, level),
+        "falling": float((steps < 0).mean()),
+        "reversed_worst": float(max(0.0, steps.max())),
+        "means": kept.mean(axis=0).tolist(),
         "drop": float(kept[:, 0].mean() - kept[:, -1].mean()),
-    }  # fmt: skip
+    }
 
 
 def ladder_table(found: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
@@ -96,9 +100,16 @@ def ladder_table(found: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
             low, high = row["interval"]
             ends = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
             lines.append(
-                [scorer, name, str(row["n"]), f"{row['monotonicity']:.3f}{ends}", f"{row['falling']:.0%}",
-                 f"{row['means'][0]:.2f}", f"{row['means'][-1]:.2f}"]
-            )  # fmt: skip
+                [
+                    scorer,
+                    name,
+                    str(row["n"]),
+                    f"{row['monotonicity']:.3f}{ends}",
+                    f"{row['falling']:.0%}",
+                    f"{row['means'][0]:.2f}",
+                    f"{row['means'][-1]:.2f}",
+                ]
+            )
     return lines
 
 

@@ -65,10 +65,11 @@ def report_page(
         edges, counts = histogram(scores, MIN_SCORE, MAX_SCORE, _BINS)
         plot = str(Plot((MIN_SCORE, MAX_SCORE), (0, max(counts)), "score", "pictures", title).bars(edges, counts))
     summary = {
-        "pictures": len(cards), "failed": len(cards) - len(scores),
+        "pictures": len(cards),
+        "failed": len(cards) - len(scores),
         "mean": f"{sum(scores) / len(scores):.3f}" if scores else "–",
         "unreliable": sum(card["u"] for card in cards),
-    }  # fmt: skip
+    }
     return render(
         "report.html", title=title, summary=summary, plot=plot, rows=script_json(cards), made_with=_flat(made_with)
     )
@@ -93,31 +94,38 @@ def evaluation_page(
         shown = [name for name in HEADINGS if name != "scene_srcc" or entry["dataset"]["scenes"]]
         table = [
             {
-                "name": row["name"], "n": row["n"],
+                "name": row["name"],
+                "n": row["n"],
                 "cells": [value_and_interval(name, row["values"][name], row["intervals"][name]) for name in shown],
                 "why": row["reasons"].get("srcc"),
             }
             for row in entry["scorers"]
-        ]  # fmt: skip
+        ]
         published = [
             {"name": row["name"], "cells": [short(name, row[name]) if name in row else "" for name in shown]}
             for row in entry["published"]
         ]
         scorers = [
             {
-                "name": row["name"], "kind": row["kind"], "scatter": str(scatter(row, column, labels) or ""),
-                "calibration": _calibration_plots(row), "figures": _figures(row["calibration"]),
+                "name": row["name"],
+                "kind": row["kind"],
+                "scatter": str(scatter(row, column, labels) or ""),
+                "calibration": _calibration_plots(row),
+                "figures": _figures(row["calibration"]),
                 "worst": _worst(row, labels, cache) if row["kind"] == "model" or len(columns) == 1 else [],
             }
             for row, column in zip(entry["scorers"], columns, strict=True)
-        ]  # fmt: skip
+        ]
         sections.append(
             {
-                **entry, "headings": [(HEADINGS[name], STATISTICS[name]) for name in shown], "table": table,
-                "published_table": published, "plots": scorers,
+                **entry,
+                "headings": [(HEADINGS[name], STATISTICS[name]) for name in shown],
+                "table": table,
+                "published_table": published,
+                "plots": scorers,
                 "counts": problems_text(entry["dataset"]["problem_counts"]),
             }
-        )  # fmt: skip
+        )
     return render("evaluation.html", title="Agreement with people", sections=sections, made_with=_flat(made_with))
 
 
@@ -137,11 +145,19 @@ def _card(row: dict[str, Any], page: Path, cache: Path, size: int) -> dict[str, 
     coverage, tag = row.get("coverage"), row.get("tag_probability")
     parts = [value for value in (coverage, tag) if value is not None and not math.isnan(value)]
     return {
-        "n": row["path"], "f": _link(row["file"], page), "t": thumbnail(row["file"], cache, size),
-        "s": row["score"] if known else None, "d": row.get("std"), "l": row.get("low"), "h": row.get("high"),
-        "c": coverage, "u": known and bool(parts) and min(parts) < 0.5,
-        "e": None if known else row.get("error") or "no score", "p": _bars(row.get("probabilities")), "r": replies,
-    }  # fmt: skip
+        "n": row["path"],
+        "f": _link(row["file"], page),
+        "t": thumbnail(row["file"], cache, size),
+        "s": row["score"] if known else None,
+        "d": row.get("std"),
+        "l": row.get("low"),
+        "h": row.get("high"),
+        "c": coverage,
+        "u": known and bool(parts) and min(parts) < 0.5,
+        "e": None if known else row.get("error") or "no score",
+        "p": _bars(row.get("probabilities")),
+        "r": replies,
+    }
 
 
 def _link(path: Path, page: Path) -> str:
@@ -197,9 +213,10 @@ def _calibration_plots(row: dict[str, Any]) -> list[tuple[str, str]]:
     kept = Plot((0, 1), (0, max(p[1] for p in risk)), "share kept, most certain first", "RMSE", "risk and coverage")
     kept.line([(0, found["rmse"]), (1, found["rmse"])], "ideal").line(best, "best").line(risk, "line")
     return [
-        ("coverage of its intervals", str(coverage)), ("its standard deviation against its error", str(sizes)),
+        ("coverage of its intervals", str(coverage)),
+        ("its standard deviation against its error", str(sizes)),
         ("error when the least certain are dropped (dashed: chance; thin: the best possible)", str(kept)),
-    ]  # fmt: skip
+    ]
 
 
 def _figures(found: dict[str, Any] | None) -> str:
@@ -216,10 +233,13 @@ def _figures(found: dict[str, Any] | None) -> str:
 def _worst(row: dict[str, Any], labels: LabelSet, cache: Path) -> list[dict[str, Any]]:
     paths = {item.image: item.path for item in labels.items}
     return [
-        {**entry, "thumbnail": thumbnail(paths[entry["image"]], cache) or "",
-         "text": f"people {entry['mos']:.3g}, expected of its score {entry['score']:.2f}: {entry['expected']:.3g}"}
+        {
+            **entry,
+            "thumbnail": thumbnail(paths[entry["image"]], cache) or "",
+            "text": f"people {entry['mos']:.3g}, expected of its score {entry['score']:.2f}: {entry['expected']:.3g}",
+        }
         for entry in row["worst"]
-    ]  # fmt: skip
+    ]
 
 
 def _flat(made_with: dict[str, Any]) -> list[tuple[str, str]]:

@@ -88,9 +88,7 @@ def compare_paired(
     if n < 2:
         nan, told = math.nan, f"{n} scenes with two scores: at least 2 are needed"
         mean = float(gaps[0]) if n else nan
-        return PairedDifference(
-            n, left_out, mean, (nan, nan), nan, nan, *counts, win, nan, None, "open", level, told
-        )  # fmt: skip
+        return PairedDifference(n, left_out, mean, (nan, nan), nan, nan, *counts, win, nan, None, "open", level, told)
     draws = [gaps[i].mean() for i in resample(n, resamples, seed)]
     interval = percentile_interval(draws, level)
     spread = float(gaps.std(ddof=1))
@@ -100,9 +98,19 @@ def compare_paired(
         p_wilcoxon = float(stats.wilcoxon(gaps[gaps != 0]).pvalue) if gaps.any() else math.nan
     verdict = "after" if interval[0] > 0 else "before" if interval[1] < 0 else "open"
     return PairedDifference(
-        n, left_out, float(gaps.mean()), interval, two_sided(draws), p_wilcoxon, *counts, win, effect,
-        scenes_needed(effect, 1 - level), verdict, level,
-    )  # fmt: skip
+        n,
+        left_out,
+        float(gaps.mean()),
+        interval,
+        two_sided(draws),
+        p_wilcoxon,
+        *counts,
+        win,
+        effect,
+        scenes_needed(effect, 1 - level),
+        verdict,
+        level,
+    )
 
 
 def scenes_needed(effect: float, alpha: float = 0.05, power: float = POWER) -> int | None:

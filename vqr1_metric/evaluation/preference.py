@@ -175,9 +175,13 @@ def preference_agreement(
     best = [_best_sums(preferences.choices[scene], scores) for scene in scenes if scene in preferences.choices]
     best = np.array([row for row in best if row is not None])
     found: dict[str, Any] = {
-        "pairs": len(known), "scenes": len(scenes), "votes": float(table[:, 0].sum()), "left_out": left_out,
-        "chance": 0.5, "level": level,
-    }  # fmt: skip
+        "pairs": len(known),
+        "scenes": len(scenes),
+        "votes": float(table[:, 0].sum()),
+        "left_out": left_out,
+        "chance": 0.5,
+        "level": level,
+    }
     draws = [_ratios(table[i]) for i in resample(len(scenes), resamples, seed)] if len(scenes) > 1 else []
     for name, value in _ratios(table).items():
         low, high = percentile_interval([draw[name] for draw in draws], level)

@@ -64,9 +64,7 @@ def read_labels(
             f"Expected rows with a picture and a score in {str(path)!r}, but found none{why}. A header names the "
             "columns image and mos; without header a line is: image mos [std], or: reference image mos [std]."
         )
-    return LabelSet(
-        name or path.stem, tuple(items), bool(lower_is_better), problems=tuple(problems), sources=(path,)
-    )
+    return LabelSet(name or path.stem, tuple(items), bool(lower_is_better), problems=tuple(problems), sources=(path,))
 
 
 def read_table(path: Path, delimiter: str | None = None) -> tuple[list[list[str]], bool]:
@@ -182,8 +180,7 @@ def _headless(rows: list[list[str]], decimal_comma: bool) -> tuple[list[Item], l
 
 
 def _reference_and_image(names: list[str]) -> tuple[str | None, str]:
-    """Two names are reference and picture; a name with blanks was cut to pieces, only the last of which has a suffix.
-    """
+    """Two names are reference and image; a name with blanks was cut to pieces, only the last of which has a suffix."""
     ends = [i for i, name in enumerate(names) if Path(name).suffix.lower() in SUFFIXES]
     if len(ends) == 2 and ends[1] == len(names) - 1:
         return " ".join(names[: ends[0] + 1]), " ".join(names[ends[0] + 1 :])

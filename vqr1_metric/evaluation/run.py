@@ -81,17 +81,26 @@ def evaluate(labels: LabelSet, columns: Sequence[Column], settings: Settings | N
         problems += _without_score(column, labels)
         scorers.append(
             {
-                "name": column.name, "kind": column.kind, "identity": column.identity, **_agreement_json(found),
-                "calibration": _calibrate(column, opinions), "fit": _fitted(column, labels),
+                "name": column.name,
+                "kind": column.kind,
+                "identity": column.identity,
+                **_agreement_json(found),
+                "calibration": _calibrate(column, opinions),
+                "fit": _fitted(column, labels),
                 "worst": _worst(column, labels),
             }
-        )  # fmt: skip
+        )
     return {
         "dataset": {
-            "name": labels.name, "split": labels.split, "labelled": len(labels), "expected": labels.expected,
-            "lower_is_better": labels.lower_is_better, "short_edge": labels.short_edge,
+            "name": labels.name,
+            "split": labels.split,
+            "labelled": len(labels),
+            "expected": labels.expected,
+            "lower_is_better": labels.lower_is_better,
+            "short_edge": labels.short_edge,
             "scenes": len({item.scene for item in labels.items if item.scene}) if scenes else 0,
-            "problem_counts": count_problems(problems), "problems": [asdict(problem) for problem in problems],
+            "problem_counts": count_problems(problems),
+            "problems": [asdict(problem) for problem in problems],
         },
         "scorers": scorers,
         "differences": _differences(columns, opinions, scenes, settings),
@@ -99,7 +108,7 @@ def evaluate(labels: LabelSet, columns: Sequence[Column], settings: Settings | N
             {"name": name, "srcc": srcc, "plcc": plcc, "source": SOURCE}
             for name, srcc, plcc in published_rows(labels.name)
         ],
-    }  # fmt: skip
+    }
 
 
 def provenance(command: str, settings: Settings, extra: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -136,9 +145,11 @@ def _calibrate(column: Column, opinions: Sequence[float]) -> dict[str, Any] | No
     rows = [row.get("probabilities") if row else None for row in column.rows]
     known = [i for i, score in enumerate(column.scores) if not math.isnan(score)]
     return calibration(
-        [column.scores[i] for i in known], [stds[i] for i in known], [opinions[i] for i in known],
+        [column.scores[i] for i in known],
+        [stds[i] for i in known],
+        [opinions[i] for i in known],
         [rows[i] for i in known] if not column.lower_is_better else None,
-    )  # fmt: skip
+    )
 
 
 def _fitted(column: Column, labels: LabelSet) -> dict[str, Any] | None:
@@ -165,11 +176,14 @@ def _worst(column: Column, labels: LabelSet) -> list[dict[str, Any]]:
     order = sorted(mapped, key=lambda i: (-abs(mapped[i] - y[i]), i))[:WORST]
     return [
         {
-            "image": labels.items[i].image, "mos": labels.items[i].mos, "score": column.values("score")[i],
-            "expected": sign * mapped[i], "overrated": bool(mapped[i] > y[i]),
+            "image": labels.items[i].image,
+            "mos": labels.items[i].mos,
+            "score": column.values("score")[i],
+            "expected": sign * mapped[i],
+            "overrated": bool(mapped[i] > y[i]),
         }
         for i in order
-    ]  # fmt: skip
+    ]
 
 
 def _differences(columns: Sequence[Column], opinions, scenes, settings: Settings) -> list[dict[str, Any]]:

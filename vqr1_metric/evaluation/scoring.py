@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from vqr1_metric import records
+from vqr1_metric import score_files
 from vqr1_metric.evaluation.labels import Item
 from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.images import ImageError, ImageLike
-from vqr1_metric.prompts import PROMPT_VERSION
+from vqr1_metric.protocol import PROMPT_VERSION
 from vqr1_metric.scorer import QualityScorer
 
 #: Pictures that one process scores before it writes. A multiple of no batch size matters: batches form within it.
@@ -42,11 +42,17 @@ def scorer_identity(scorer: QualityScorer, short_edge: int | None = None) -> dic
         sampling = {**asdict(scorer.sampling), "thinking": scorer.thinking, "add_vision_id": scorer.add_vision_id}
     model = getattr(backend, "model", None)  # a model behind a server has its own precision
     return {
-        "model": backend.model_id, "revision": backend.revision, "mode": scorer.mode, "prompt": PROMPT_VERSION,
+        "model": backend.model_id,
+        "revision": backend.revision,
+        "mode": scorer.mode,
+        "prompt": PROMPT_VERSION,
         "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
-        "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels, "sampling": sampling,
-        "short_edge": short_edge, "deterministic": scorer.deterministic or None,
-    }  # fmt: skip
+        "min_pixels": limits.min_pixels,
+        "max_pixels": limits.max_pixels,
+        "sampling": sampling,
+        "short_edge": short_edge,
+        "deterministic": scorer.deterministic or None,
+    }
 
 
 class ScoreCache:
@@ -66,7 +72,7 @@ class ScoreCache:
             (self.folder / "identity.json").write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
         self._file = self.folder / f"scores-{rank}.jsonl"
         if self._file.exists():
-            records.repair(self._file)
+            score_files.repair(self._file)
 
     def read(self) -> dict[str, dict]:
         """All rows by picture hash, those of other processes too."""
@@ -91,7 +97,7 @@ def score_items(
     short_edge: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> list[dict]:
-    """A row for each labelled picture: what :func:`vqr1_metric.records.as_json` makes of its result.
+    """A row for each labelled picture: what :func:`vqr1_metric.score_files.as_json` makes of its result.
 
     Args:
         items: pictures with a path.
@@ -134,7 +140,7 @@ def score_pictures(
         todo = [key for key in chunk if key not in known]
         if todo and number % processes == rank:
             results = scorer.stream(unique[key]() for key in todo)
-            store.append([{"picture": key, **records.as_json(r)} for key, r in zip(todo, results, strict=True)])
+            store.append([{"picture": key, **score_files.as_json(r)} for key, r in zip(todo, results, strict=True)])
         if not todo or number % processes == rank:
             progress(len(chunk))
     wait_for_all()

@@ -73,9 +73,14 @@ def compare_scorers(
     ranks = [stats.rankdata(values) for values in (a, b, y)]
     between = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
     return Difference(
-        len(y), first, second, first - second, percentile_interval(draws, level), two_sided(draws),
+        len(y),
+        first,
+        second,
+        first - second,
+        percentile_interval(draws, level),
+        two_sided(draws),
         williams(first, second, between, len(y))[1],
-    )  # fmt: skip
+    )
 
 
 def williams(r_ay: float, r_by: float, r_ab: float, n: int) -> tuple[float, float]:

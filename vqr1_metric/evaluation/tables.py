@@ -13,13 +13,19 @@ from typing import Any
 from vqr1_metric.evaluation.agreement import STATISTICS
 from vqr1_metric.evaluation.labels import LabelSet, problems_text
 from vqr1_metric.evaluation.run import Column
-from vqr1_metric.records import cell
+from vqr1_metric.score_files import cell
 
 #: Statistics of the Markdown table and their headings; CSV and JSON hold all of them.
 HEADINGS = {
-    "srcc": "SRCC", "plcc": "PLCC", "plcc_4": "PLCC (4)", "plcc_5": "PLCC (5)", "krcc": "KRCC", "rmse_4": "RMSE (4)",
-    "pairwise": "pairs", "scene_srcc": "SRCC in scenes",
-}  # fmt: skip
+    "srcc": "SRCC",
+    "plcc": "PLCC",
+    "plcc_4": "PLCC (4)",
+    "plcc_5": "PLCC (5)",
+    "krcc": "KRCC",
+    "rmse_4": "RMSE (4)",
+    "pairwise": "pairs",
+    "scene_srcc": "SRCC in scenes",
+}
 _CORRELATIONS = ("srcc", "plcc", "plcc_4", "plcc_5", "krcc", "scene_srcc")
 
 
@@ -78,10 +84,17 @@ def write_scores_csv(path: Path, labels: LabelSet, columns: Sequence[Column]) ->
     header = ["image", "mos", "std", "scene", "method", "split", *(cell(column.name) for column in columns)]
     scores = [column.values("score") for column in columns]
     lines = [
-        [cell(item.image), _number(item.mos), _number(item.std), cell(item.scene or ""), cell(item.method or ""),
-         cell(item.split or ""), *(_number(values[i]) for values in scores)]
+        [
+            cell(item.image),
+            _number(item.mos),
+            _number(item.std),
+            cell(item.scene or ""),
+            cell(item.method or ""),
+            cell(item.split or ""),
+            *(_number(values[i]) for values in scores),
+        ]
         for i, item in enumerate(labels.items)
-    ]  # fmt: skip
+    ]
     _write_csv(path, header, lines)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vqr1_metric import __version__
 from vqr1_metric.images import ImageError
-from vqr1_metric.prompts import PROMPT_VERSION
+from vqr1_metric.protocol import PROMPT_VERSION
 from vqr1_metric.results import ImageScore
 from vqr1_metric.scorer import QualityScorer
 from vqr1_metric.serve import schema
@@ -68,9 +68,13 @@ def create_app(scorer: QualityScorer, limits: Limits | None = None, *, wait_seco
 
     # The usual pages at /docs load their scripts from another site.
     app = FastAPI(
-        title="vqr1 serve", version=__version__, summary="Picture quality on a scale of 1 to 5, without a reference.",
-        docs_url=None, redoc_url=None, lifespan=service.lifespan,
-    )  # fmt: skip
+        title="vqr1 serve",
+        version=__version__,
+        summary="Picture quality on a scale of 1 to 5, without a reference.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=service.lifespan,
+    )
     app.add_middleware(Gate, metrics=metrics, requests=limits.requests)
     scoring = {"dependencies": [Depends(check_key)], "openapi_extra": OPENAPI_BODY, "responses": _ERRORS}
 

@@ -20,9 +20,11 @@ class Metrics:
             "vqr1_pictures", "Pictures by outcome: scored, refused.", ("outcome",), registry=registry
         )
         self.batch_pictures = Histogram(
-            "vqr1_batch_pictures", "Pictures of one call of the scorer.", buckets=(1, 2, 4, 8, 16, 32, 64),
+            "vqr1_batch_pictures",
+            "Pictures of one call of the scorer.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=registry,
-        )  # fmt: skip
+        )
         self.batch_seconds = Histogram("vqr1_batch_seconds", "Time of one call of the scorer.", registry=registry)
         self._waiting = Gauge("vqr1_waiting_pictures", "Pictures that wait for the scorer.", registry=registry)
         self.active = Gauge("vqr1_active_requests", "Requests in progress.", registry=registry)

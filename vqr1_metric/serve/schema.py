@@ -106,11 +106,9 @@ def picture_score(result: ImageScore, level: float, distribution: bool) -> Pictu
 def ranking(results: Sequence[ImageScore]) -> dict[str, list]:
     """The fields that :class:`Ranking` adds."""
     places = [
-        Place(
-            rank=place.rank, index=place.index, name=place.result.name, tied=place.tied, beats_next=place.beats_next
-        )
+        Place(rank=place.rank, index=place.index, name=place.result.name, tied=place.tied, beats_next=place.beats_next)
         for place in rank_results(results)
-    ]  # fmt: skip
+    ]
     wins = [[_number(float(win_probability(a.distribution, b.distribution))) for b in results] for a in results]
     return {"ranking": places, "win_probability": wins}
 

@@ -110,9 +110,14 @@ class RankerBase:
         world = self.args.world_size
         size = self.ranker.comparison_size(world)
         return ComparisonSampler(
-            self.training.units, size, self.ranker.images_per_device * world // size, repeats, batch_repeats,
-            self.ranker.mixing, self.args.seed,
-        )  # fmt: skip
+            self.training.units,
+            size,
+            self.ranker.images_per_device * world // size,
+            repeats,
+            batch_repeats,
+            self.ranker.mixing,
+            self.args.seed,
+        )
 
     def create_model_card(self, *_, **__) -> None:
         """Nothing here: :mod:`~vqr1_metric.train_ranker.card` writes the card, with validation figures."""
@@ -163,15 +168,20 @@ class RankerBase:
         self.model.eval()
         with self.whole_model() as model, torch.no_grad():
             live = LoadedModel(
-                base_model(model), self.loaded.tokenizer, self.processing_class.pixel_config,
-                self.loaded.chat_template, "in training",
-            )  # fmt: skip
+                base_model(model),
+                self.loaded.tokenizer,
+                self.processing_class.pixel_config,
+                self.loaded.chat_template,
+                "in training",
+            )
             options: dict[str, Any] = {"mode": "score"}
             if self.ranker.thinking:
                 options = {
-                    "mode": "think", "num_samples": 1, "max_new_tokens": self.ranker.max_new_tokens,
+                    "mode": "think",
+                    "num_samples": 1,
+                    "max_new_tokens": self.ranker.max_new_tokens,
                     "seed": self.args.seed,
-                }  # fmt: skip
+                }
             mine = score_shard(live, self.validation, options, self.args.process_index, self.args.world_size)
         self.model.train(training)
         return validation_metrics(self.validation, gather_object(mine))

@@ -70,9 +70,13 @@ def write_card(
     model = Path(facts["start"]).name if Path(facts["start"]).is_absolute() else facts["start"]
     settings["model"] = model
     text = _TEMPLATE.format(
-        name=Path(config.output_dir).name or "ranker", model=model, version=__version__, data=data,
-        validation=_validation_table(history), settings=json.dumps(settings, indent=1),
-    )  # fmt: skip
+        name=Path(config.output_dir).name or "ranker",
+        model=model,
+        version=__version__,
+        data=data,
+        validation=_validation_table(history),
+        settings=json.dumps(settings, indent=1),
+    )
     (Path(folder) / "README.md").write_text(text, encoding="utf-8")
 
 

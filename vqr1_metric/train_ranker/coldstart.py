@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqr1_metric.backends.base import ModelError
 from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE
-from vqr1_metric.prompts import question
+from vqr1_metric.protocol import question
 from vqr1_metric.train_ranker.base import TrainingRows
 from vqr1_metric.train_ranker.config import RankerConfig
 from vqr1_metric.train_ranker.policy import load_policy, lora_config

@@ -213,8 +213,9 @@ def _read_table(path: Path, lines: Sequence[str], finder: _Finder) -> RatingSet:
         return _read_pairs(path, rows[1:], [header.index(name) for name in _PAIR_COLUMNS], len(header), finder)
     columns = {
         role: next(header.index(name) for name in names if name in header)
-        for role, names in COLUMNS.items() if any(name in header for name in names)
-    }  # fmt: skip
+        for role, names in COLUMNS.items()
+        if any(name in header for name in names)
+    }
     if "image" in columns and "mos" in columns:
         return _read_with_header(path, rows[1:], columns, header, finder)
     if any(_is_number(cell) for cell in rows[0][1][1:]):

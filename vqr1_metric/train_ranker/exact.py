@@ -236,9 +236,12 @@ class ExactRankerTrainer(RankerBase, Trainer):
         rewards = score_rewards(distribution, mean_N, variance_N, label_BN, config.gamma, config.eps)
         outcome_BO = outcomes(distribution)
         loss = expected_loss(
-            outcome_BO, rewards, config.format_weight, through_rewards=config.objective == "fidelity",
+            outcome_BO,
+            rewards,
+            config.format_weight,
+            through_rewards=config.objective == "fidelity",
             normalise=config.scale_rewards != "none",
-        )  # fmt: skip
+        )
         if config.kl_weight:
             divergence = outcome_kl(outcome_BO, self._reference_outcomes(model, [row["pixels"] for row in rows]))
             loss = loss + config.kl_weight * divergence

@@ -18,9 +18,13 @@ def load_policy(config: RankerConfig) -> LoadedModel:
 
     device = PartialState().device
     spec = ModelSpec(
-        config.model, config.revision, dtype=config.dtype or default_dtype(config, device.type), device=str(device),
-        quantization=config.quantization, attn_implementation=config.attn_implementation,
-    )  # fmt: skip
+        config.model,
+        config.revision,
+        dtype=config.dtype or default_dtype(config, device.type),
+        device=str(device),
+        quantization=config.quantization,
+        attn_implementation=config.attn_implementation,
+    )
     if spec.folder is not None and (spec.folder / "adapter_config.json").is_file():
         raise ModelError(
             f"Expected a full model to start from, but {config.model} is a LoRA adapter. Merge it into its base first: "
@@ -78,9 +82,12 @@ def load_checkpoint(model: torch.nn.Module, folder: str | Path) -> None:
             raise ModelError(f"{folder}: the adapter holds tensors that the model has not ({left_over[0]}, ...).")
         return
     fresh, info = type(model).from_pretrained(
-        folder, dtype=model.dtype, use_safetensors=True, output_loading_info=True,
+        folder,
+        dtype=model.dtype,
+        use_safetensors=True,
+        output_loading_info=True,
         attn_implementation=model.config._attn_implementation,
-    )  # fmt: skip
+    )
     _check_names(folder, set(info["missing_keys"]), set(info["unexpected_keys"]))
     model.load_state_dict(fresh.state_dict(), strict=True)
 

@@ -74,19 +74,31 @@ class RankerProcessor(ProcessorMixin):
         return self._cache[image]
 
     def apply_chat_template(
-        self, conversation, chat_template=None, tools=None, add_generation_prompt=False, continue_final_message=False,
-        tokenize=False, return_dict=False, **kwargs,
-    ):  # fmt: skip
+        self,
+        conversation,
+        chat_template=None,
+        tools=None,
+        add_generation_prompt=False,
+        continue_final_message=False,
+        tokenize=False,
+        return_dict=False,
+        **kwargs,
+    ):
         """Texts of one chat or several; with ``tokenize`` model inputs, not padded."""
         single = isinstance(conversation[0], dict)
         chats = [conversation] if single else conversation
         texts = [
             self.tokenizer.apply_chat_template(
-                chat, chat_template=chat_template or self.chat_template, tools=tools, tokenize=False,
-                add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message, **kwargs,
+                chat,
+                chat_template=chat_template or self.chat_template,
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **kwargs,
             )
             for chat in chats
-        ]  # fmt: skip
+        ]
         if not tokenize:
             return texts[0] if single else texts
         images = [
@@ -147,13 +159,23 @@ class RankerProcessor(ProcessorMixin):
         config = self.pixel_config
         image_processor, processor = _PROCESSORS[self.model_type]
         settings = {
-            "image_processor_type": image_processor, "processor_class": processor, "do_convert_rgb": True,
-            "do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255, "resample": 3,
-            "patch_size": config.patch_size, "merge_size": config.merge_size,
-            "temporal_patch_size": config.temporal_patch_size, "image_mean": config.mean, "image_std": config.std,
-            "min_pixels": config.min_pixels, "max_pixels": config.max_pixels,
+            "image_processor_type": image_processor,
+            "processor_class": processor,
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "rescale_factor": 1 / 255,
+            "resample": 3,
+            "patch_size": config.patch_size,
+            "merge_size": config.merge_size,
+            "temporal_patch_size": config.temporal_patch_size,
+            "image_mean": config.mean,
+            "image_std": config.std,
+            "min_pixels": config.min_pixels,
+            "max_pixels": config.max_pixels,
             "size": {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels},
-        }  # fmt: skip
+        }
         files = {
             "preprocessor_config.json": json.dumps(settings, indent=2) + "\n",
             "chat_template.jinja": self.chat_template,

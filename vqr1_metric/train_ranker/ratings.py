@@ -206,8 +206,9 @@ def check_pictures(train: Sequence[RatingSet], validation: Sequence[RatingSet], 
     trained = {digest: p for (p, held_out), (_, digest) in zip(rated, results, strict=True) if not held_out}
     shared = [
         f"{p.where}: {p.name} is the same picture as {trained[digest].name} ({trained[digest].where})"
-        for (p, held_out), (_, digest) in zip(rated, results, strict=True) if held_out and digest in trained
-    ]  # fmt: skip
+        for (p, held_out), (_, digest) in zip(rated, results, strict=True)
+        if held_out and digest in trained
+    ]
     _raise("Expected no picture in both training and validation, but", shared)
 
 

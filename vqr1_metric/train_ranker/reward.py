@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vqr1_metric.functional.fidelity import EPSILON, fidelity, preference_label, ranking_reward
-from vqr1_metric.functional.parsing import parse_reply
 from vqr1_metric.functional.thurstone import GAMMA, comparison_probability
+from vqr1_metric.protocol import parse_reply
 
 Scope = Literal["process", "global"]
 Rule = Literal["fidelity", "binary", "averaged"]
@@ -119,9 +119,17 @@ class RankingReward:
         self.on_replies = on_replies
 
     def __call__(
-        self, completions, data_set: Sequence[str], quality: Sequence[float], share: Sequence[float | None],
-        log_metric=None, log_extra=None, trainer_state=None, image: Sequence[str] = (), **_,
-    ) -> list[float | None]:  # fmt: skip
+        self,
+        completions,
+        data_set: Sequence[str],
+        quality: Sequence[float],
+        share: Sequence[float | None],
+        log_metric=None,
+        log_extra=None,
+        trainer_state=None,
+        image: Sequence[str] = (),
+        **_,
+    ) -> list[float | None]:
         texts = [reply[0]["content"] if isinstance(reply, list) else reply for reply in completions]
         scores = [parse_reply(text).score for text in texts]
         rows = list(zip(scores, data_set, quality, [math.nan if s is None else s for s in share], strict=True))

@@ -95,36 +95,57 @@ def share_prompts(language_model: torch.nn.Module) -> None:
 
 
 def _read_beginnings_once(
-    language_model, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-    use_cache=None, **kwargs,
-):  # fmt: skip
+    language_model,
+    input_ids=None,
+    attention_mask=None,
+    position_ids=None,
+    past_key_values=None,
+    inputs_embeds=None,
+    use_cache=None,
+    **kwargs,
+):
     read, plan = language_model._read_every_row, None
     if (
-        isinstance(inputs_embeds, Tensor) and isinstance(position_ids, Tensor) and position_ids.ndim == 3
+        isinstance(inputs_embeds, Tensor)
+        and isinstance(position_ids, Tensor)
+        and position_ids.ndim == 3
         and (attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2))
         and (past_key_values is None or past_key_values.get_seq_length() == 0)
-        and not any(kwargs.get(name) is not None for name in _ROW_BY_ROW) and not _recomputes(language_model)
-    ):  # fmt: skip
+        and not any(kwargs.get(name) is not None for name in _ROW_BY_ROW)
+        and not _recomputes(language_model)
+    ):
         plan = common_beginnings(inputs_embeds, position_ids, attention_mask)
     if plan is None:
         return read(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
     length, readers, order = plan
     memory = DynamicCache(config=language_model.config) if past_key_values is None else past_key_values
     output = read(
-        inputs_embeds=inputs_embeds[readers, :length], position_ids=position_ids[:, readers, :length],
+        inputs_embeds=inputs_embeds[readers, :length],
+        position_ids=position_ids[:, readers, :length],
         attention_mask=None if attention_mask is None else attention_mask[readers, :length],
-        past_key_values=memory, use_cache=True, **kwargs,
-    )  # fmt: skip
+        past_key_values=memory,
+        use_cache=True,
+        **kwargs,
+    )
     memory.reorder_cache(order)
     hidden = output.last_hidden_state[order]
     if length < inputs_embeds.shape[1]:
         output = read(
-            inputs_embeds=inputs_embeds[:, length:], position_ids=position_ids[:, :, length:],
-            attention_mask=attention_mask, past_key_values=memory, use_cache=True, **kwargs,
-        )  # fmt: skip
+            inputs_embeds=inputs_embeds[:, length:],
+            position_ids=position_ids[:, :, length:],
+            attention_mask=attention_mask,
+            past_key_values=memory,
+            use_cache=True,
+            **kwargs,
+        )
         hidden = torch.cat([hidden, output.last_hidden_state], dim=1)
     output.last_hidden_state = hidden
     output.past_key_values = memory if use_cache else None

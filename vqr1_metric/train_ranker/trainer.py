@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from vqr1_metric.backends.loading import LoadedModel
-from vqr1_metric.prompts import question
+from vqr1_metric.protocol import question
 from vqr1_metric.train_ranker.base import RankerBase, TrainingRows, common_arguments
 from vqr1_metric.train_ranker.callbacks import CollapseStop, RepliesLog
 from vqr1_metric.train_ranker.config import RankerConfig
@@ -53,9 +53,11 @@ class RankerTrainer(RankerBase, GRPOTrainer):
         # After the arguments: they set up DeepSpeed, under which weights must be loaded in parts.
         self.loaded = loaded or load_policy(config)
         processor = RankerProcessor(
-            self.loaded, self.training.pictures,
-            self.loaded.pixel_config.with_limits(config.min_pixels, config.max_pixels), config.images_per_device,
-        )  # fmt: skip
+            self.loaded,
+            self.training.pictures,
+            self.loaded.pixel_config.with_limits(config.min_pixels, config.max_pixels),
+            config.images_per_device,
+        )
         size = config.comparison_size(args.world_size)
         self.collapse = CollapseStop(config.collapse_spread, config.collapse_patience)
         on_replies = None
@@ -70,8 +72,14 @@ class RankerTrainer(RankerBase, GRPOTrainer):
             model=self.loaded.model,
             reward_funcs=[
                 RankingReward(
-                    size, config.num_generations, config.comparison_scope, config.rule, config.variance, config.gamma,
-                    config.eps, on_replies,
+                    size,
+                    config.num_generations,
+                    config.comparison_scope,
+                    config.rule,
+                    config.variance,
+                    config.gamma,
+                    config.eps,
+                    on_replies,
                 ),
                 FormatReward(config.thinking),
             ],
@@ -82,7 +90,7 @@ class RankerTrainer(RankerBase, GRPOTrainer):
             processing_class=processor,
             peft_config=lora_config(config) if config.lora_rank else None,
             callbacks=[self.collapse, *callbacks],
-        )  # fmt: skip
+        )
         self._kept = 1.0
         if config.share_pictures:
             models = [self.loaded.model]
@@ -125,9 +133,10 @@ class RankerTrainer(RankerBase, GRPOTrainer):
         from trl.models import unwrap_model_for_generation
 
         return unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator,
+            self.model_wrapped,
+            self.accelerator,
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        )  # fmt: skip
+        )
 
 
 def drop_zero_spread(batch: dict[str, Any], num_generations: int, gather=lambda values: values) -> float:

@@ -1,0 +1,35 @@
+"""Names of 0.1.0 that moved: importing one says where it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+#: Module of 0.1.0 -> where its names are now.
+MODULES = {
+    "vqr1_metric.distortions": "vqr1_metric.images.distortions",
+    "vqr1_metric.reading": "vqr1_metric.images.ahead",
+    "vqr1_metric.prompts": "vqr1_metric.protocol",
+    "vqr1_metric.records": "vqr1_metric.score_files",
+    "vqr1_metric.functional.parsing": "vqr1_metric.protocol",
+    "vqr1_metric.backends.processor": "vqr1_metric.backends.cpu",
+    "vqr1_metric.backends.vision": "vqr1_metric.backends.windows",
+    "vqr1_metric.backends.chat_client": "vqr1_metric.backends.http.client",
+    "vqr1_metric.backends.answer_walk": "vqr1_metric.backends.http.walk",
+    "vqr1_metric.cli.inputs": "vqr1_metric.images.find",
+    "vqr1_metric.nano.training": "recipes.nano, in a clone of the repository",
+    "vqr1_metric.train_ranker.naming": "recipes.nano.naming, in a clone of the repository",
+    "vqr1_metric.train_ranker.reasoning": "recipes.nano.reasoning, in a clone of the repository",
+}
+
+
+class MovedModules:
+    """The last of ``sys.meta_path``: asked only for modules that nothing else found."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Raise for a module that moved; None for any other."""
+        if name in MODULES:
+            raise ModuleNotFoundError(f"{name} of version 0.1.0 is now {MODULES[name]}.", name=name)
+        return None

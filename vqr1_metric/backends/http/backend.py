@@ -1,0 +1,319 @@
+"""The model behind a server: vLLM, SGLang or any other with OpenAI's chat completions, images and log-probabilities."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from vqr1_metric.backends.base import ModelError, Sampling
+from vqr1_metric.backends.http.walk import AnswerWalk, rest_of_answer
+from vqr1_metric.backends.pixels import PixelConfig
+from vqr1_metric.functional.distribution import ScoreDistribution
+from vqr1_metric.protocol import parse_reply, question
+
+try:
+    from vqr1_metric.backends.http.client import ChatClient, Choice, Connection, RequestRefused, ServerError
+except ImportError as error:
+    raise ModelError(f"A model behind a server needs {error.name}: pip install 'vqr1-metric[http]'") from None
+
+__all__ = ["HttpBackend", "RequestRefused", "ServerError"]
+
+#: Qwen2.5-VL, which VisualQuality-R1 is.
+QWEN2_5_VL_PIXELS = PixelConfig(
+    patch_size=14,
+    merge_size=2,
+    temporal_patch_size=2,
+    min_pixels=3136,
+    max_pixels=12_845_056,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+#: What OpenAI's interface and vLLM's default allow.
+_TOP = 20
+#: Log-probabilities of one place in two requests differ by this much at most where 16-bit arithmetic is batched anew.
+_PROBE_TOLERANCE = 0.5
+_Result = TypeVar("_Result")
+
+
+class HttpBackend:
+    """A server as a :class:`~vqr1_metric.backends.base.ScoringBackend`, for ``QualityScorer(backend=...)``.
+
+    The score distribution is read from the probabilities of the next tokens after ``<answer>``, ``<answer>3.`` and so
+    on: the first request follows the most probable answer, the others the branches above ``threshold``. For that the
+    server has to state log-probabilities and to continue a reply that was begun (``continue_final_message``), which is
+    checked once, before the first picture. A server that cannot is asked for ``fallback_samples`` whole replies
+    instead, with a warning.
+
+    Pictures are resized here as the model would and sent as PNG, so that a server has nothing left to resize.
+
+    Args:
+        base_url: such as ``http://127.0.0.1:8000/v1``.
+        model: the name it is served under; None takes the only one that is.
+        threshold: branches with less of the mass, given the tag, are not expanded; what they hold is missing from
+            ``coverage``. Lower is more exact and needs more requests.
+        constrained: hold the server's own continuation to the grammar (vLLM's ``structured_outputs``), so that one
+            request always reads a whole answer. For servers whose log-probabilities are those before the constraint
+            (vLLM's default); elsewhere ``coverage`` would come out as 1.
+        fallback_samples: replies for each picture where log-probabilities are not to be had.
+        key_variable: environment variable that holds the API key. Only its name is kept: the key is in no file, log,
+            message or pickle.
+        concurrency: requests at a time, over all pictures.
+        timeout, tries, backoff: see :class:`~vqr1_metric.backends.http.client.Connection`.
+        pixel_config: the served model's preprocessing; Qwen2.5-VL's by default.
+        extra: further fields of every request, such as ``{"priority": 1}`` for a vLLM with priority scheduling.
+
+    Raises:
+        ServerError: when the server does not answer well after all tries; no score is made up.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        *,
+        threshold: float = 0.005,
+        constrained: bool = False,
+        fallback_samples: int = 6,
+        key_variable: str = "VQR1_SERVER_KEY",
+        concurrency: int = 64,
+        timeout: float = 120.0,
+        tries: int = 6,
+        backoff: float = 0.5,
+        pixel_config: PixelConfig = QWEN2_5_VL_PIXELS,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"Expected an address such as http://127.0.0.1:8000/v1, but got {base_url!r}.")
+        if not 0 < threshold < 1:
+            raise ValueError(f"Expected a threshold between 0 and 1, but got {threshold}.")
+        if min(fallback_samples, concurrency, tries) < 1 or not timeout > 0:
+            raise ValueError("Expected fallback_samples, concurrency and tries of at least 1, and a timeout above 0.")
+        self._connection = Connection(base_url.rstrip("/"), key_variable, concurrency, timeout, tries, backoff)
+        self._model, self._threshold, self._constrained = model, threshold, constrained
+        self._fallback = Sampling(num_samples=fallback_samples)
+        self._extra = dict(extra or {})
+        self.pixel_config = pixel_config
+        self._reads_probabilities: bool | None = None
+        self._plain = False  # does the server take OpenAI's own fields only?
+        self._lock = threading.Lock()
+
+    #: A server does not say which weights it has.
+    revision = "served"
+
+    @property
+    def model_id(self) -> str:
+        """The name the model is served under, asked for at the first use."""
+        with self._lock:
+            if self._model is None:
+                names = self._run(lambda client: client.models())
+                if len(names) != 1:
+                    raise ModelError(
+                        f"{self._connection.base_url}: expected one model, but it serves {', '.join(names) or 'none'}; "
+                        "name the one to use."
+                    )
+                self._model = names[0]
+            return self._model
+
+    def sequence_length(self, visual_tokens: int, thinking: bool) -> int:
+        """1: the server makes its own batches, so a call may hold as many pictures as there are."""
+        return 1
+
+    def distributions(
+        self, images: Sequence[Tensor], pixel_config: PixelConfig, *, replies: Sequence[str] | None = None
+    ) -> ScoreDistribution:
+        """Score distributions, leading shape ``(B,)``."""
+        if torch.is_grad_enabled() and any(image.requires_grad for image in images):
+            raise ModelError("A model behind a server gives no gradients: use a local one for differentiable scores.")
+        if not self._can_read():
+            if replies is not None:
+                raise ModelError(
+                    f"{self._connection.base_url}: mode 'think' needs log-probabilities; use mode 'sample'."
+                )
+            return self._from_samples(images, pixel_config)
+        begun = replies or [""] * len(images)
+
+        async def run(client: ChatClient) -> list[ScoreDistribution]:
+            async def one(image: Tensor, so_far: str) -> ScoreDistribution:
+                chat = _chat(_data_url(image, pixel_config), thinking=replies is not None)
+
+                async def expand(text: str, tokens: int) -> Sequence[tuple[str, Mapping[str, float]]]:
+                    rest = rest_of_answer(text) if self._constrained else None
+                    request = self._continue(chat, so_far + text, tokens)
+                    if rest is not None:
+                        request["structured_outputs"] = {"regex": rest}
+                    return _steps(await client.complete(request))
+
+                return await AnswerWalk(expand, self._threshold).distribution()
+
+            return await asyncio.gather(*map(one, images, begun))
+
+        return ScoreDistribution.stack(self._run(run)).to(torch.float32)
+
+    def sample_replies(
+        self,
+        images: Sequence[Tensor],
+        pixel_config: PixelConfig,
+        sampling: Sampling,
+        *,
+        thinking: bool,
+        add_vision_id: bool,
+    ) -> list[list[str]]:
+        """K sampled replies for each picture, each request with a seed of its own.
+
+        A server that knows OpenAI's own fields only gets neither ``top_k`` nor a ``repetition_penalty`` of 1; then its
+        defaults hold.
+        """
+        model = self.model_id
+
+        async def run(client: ChatClient) -> list[list[str]]:
+            async def one(chat: list[dict], k: int) -> str:
+                request = {
+                    "model": model,
+                    "messages": chat,
+                    "max_tokens": sampling.max_new_tokens,
+                    "temperature": sampling.temperature,
+                    "top_p": sampling.top_p,
+                    "seed": sampling.seed * 1_000_003 + k,
+                    **self._extra,
+                }
+                beyond = {"top_k": sampling.top_k or -1, "repetition_penalty": 1.0}
+                try:
+                    return (await client.complete({**request, **({} if self._plain else beyond)})).text
+                except RequestRefused as error:
+                    if self._plain or error.status not in (400, 422):
+                        raise
+                    reply = (await client.complete(request)).text  # raises as well, if the fields were not the reason
+                    self._plain = True
+                    return reply
+
+            async def all_of(image: Tensor) -> list[str]:
+                chat = _chat(_data_url(image, pixel_config), thinking, add_vision_id)
+                return list(await asyncio.gather(*(one(chat, k) for k in range(sampling.num_samples))))
+
+            return list(await asyncio.gather(*map(all_of, images)))
+
+        return self._run(run)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"HttpBackend({self._connection.base_url!r}, {self._model!r})"
+
+    # ---------------------------------------------------------------- what the server can do
+
+    def _can_read(self) -> bool:
+        """Does it state log-probabilities and continue a reply? Tried once, on a plain picture."""
+        model = self.model_id
+        with self._lock:
+            if self._reads_probabilities is None:
+                why = self._run(self._why_unreadable)
+                self._reads_probabilities = why is None
+                if why is not None:
+                    warnings.warn(
+                        f"{self._connection.base_url} ({model}) {why}, so scores come from "
+                        f"{self._fallback.num_samples} sampled replies a picture: slower, and not deterministic.",
+                        UserWarning,
+                        stacklevel=5,
+                    )
+            return self._reads_probabilities
+
+    async def _why_unreadable(self, client: ChatClient) -> str | None:
+        chat = _chat(_data_url(torch.full((3, 56, 56), 128, dtype=torch.uint8), self.pixel_config), thinking=False)
+        try:
+            whole = await client.complete(self._continue(chat, "", 4))
+            if whole.steps is None or not whole.steps or len(whole.steps[0][1]) < 2:
+                return "states no log-probabilities"
+            if len(whole.steps) < 2:
+                return None  # the reply is one token, so there is nothing to continue
+            token, following = whole.steps[0][0], whole.steps[1][1]
+            again = await client.complete(self._continue(chat, token, 1))
+        except RequestRefused as error:
+            if error.status not in (400, 422):
+                raise
+            return f"takes no requests for log-probabilities of a reply that was begun ({error})"
+        best = max(following, key=following.get)
+        there = again.steps[0][1].get(best, 0.0) if again.steps else 0.0
+        factor = torch.tensor(_PROBE_TOLERANCE).exp().item()
+        if not following[best] / factor <= there <= following[best] * factor:
+            return "does not continue a reply that was begun"
+        return None
+
+    def _continue(self, chat: list[dict], text: str, tokens: int) -> dict[str, Any]:
+        """A request for the most probable ``tokens`` after a reply that begins with ``text``."""
+        begun = [{"role": "assistant", "content": text}] if text else []
+        return {
+            "model": self._model,
+            "messages": [*chat, *begun],
+            "max_tokens": tokens,
+            "temperature": 0.0,
+            "repetition_penalty": 1.0,
+            "logprobs": True,
+            "top_logprobs": _TOP,
+            "add_generation_prompt": not text,
+            "continue_final_message": bool(text),
+            **self._extra,
+        }
+
+    def _from_samples(self, images: Sequence[Tensor], pixel_config: PixelConfig) -> ScoreDistribution:
+        replies = self.sample_replies(images, pixel_config, self._fallback, thinking=False, add_vision_id=False)
+        scores = torch.tensor([[parse_reply(text).score for text in texts] for texts in replies])
+        tagged = torch.tensor([[float("<answer>" in text) for text in texts] for texts in replies])
+        read = ScoreDistribution.from_samples(scores)
+        return ScoreDistribution(read.probabilities, read.coverage, tagged.mean(-1))
+
+    def _run(self, work: Callable[[ChatClient], Awaitable[_Result]]) -> _Result:
+        """Run asynchronous work to its end, also where the caller is inside an event loop (notebooks, services)."""
+
+        async def session() -> _Result:
+            async with ChatClient(self._connection) as client:
+                return await work(client)
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(session())  # which Ctrl-C ends at once
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, session()).result()
+
+
+def _steps(choice: Choice) -> list[tuple[str, dict[str, float]]]:
+    if not choice.steps:
+        raise ServerError("The server stated log-probabilities before and now does not; is it another one?")
+    return choice.steps
+
+
+def _chat(picture: str, thinking: bool, add_vision_id: bool = False) -> list[dict]:
+    """One user turn: the picture, then the question."""
+    content: list[dict] = [{"type": "image_url", "image_url": {"url": picture}}]
+    content.append({"type": "text", "text": question(thinking)})
+    if add_vision_id:
+        content.insert(0, {"type": "text", "text": "Picture 1: "})
+    return [{"role": "user", "content": content}]
+
+
+def _data_url(image: Tensor, config: PixelConfig) -> str:
+    """A picture ``(3, H, W)`` at the size the model takes, as a PNG in a data URL."""
+    values = image.detach().float() / (1 if image.is_floating_point() else 255)
+    size = config.target_size(*values.shape[-2:])
+    if size != tuple(values.shape[-2:]):
+        values = interpolate(values[None], size, mode="bicubic", antialias=True, align_corners=False)[0]
+    pixels = (values.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
