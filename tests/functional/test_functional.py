@@ -12,7 +12,6 @@ from vqr1_metric.functional import (
     ScoreDistribution,
     comparison_probability,
     fidelity,
-    parse_reply,
     preference_label,
     ranking_reward,
     score_grid,
@@ -20,6 +19,7 @@ from vqr1_metric.functional import (
 )
 from vqr1_metric.functional.fidelity import EPSILON
 from vqr1_metric.functional.thurstone import GAMMA
+from vqr1_metric.protocol import parse_reply
 
 
 def random_distribution(*shape):
