@@ -13,6 +13,7 @@ MODULES = {
     "vqr1_metric.prompts": "vqr1_metric.protocol",
     "vqr1_metric.records": "vqr1_metric.score_files",
     "vqr1_metric.functional.parsing": "vqr1_metric.protocol",
+    "vqr1_metric.functional.fidelity": "vqr1_metric.functional.reward",
     "vqr1_metric.backends.processor": "vqr1_metric.backends.cpu",
     "vqr1_metric.backends.vision": "vqr1_metric.backends.windows",
     "vqr1_metric.backends.chat_client": "vqr1_metric.backends.http.client",

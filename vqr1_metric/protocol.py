@@ -45,6 +45,21 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?|[-+]?\.\d+")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
+_THINKING_FORM = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+_NON_THINKING_FORM = re.compile(r"\s*<answer>.*?</answer>", re.DOTALL)
+
+
+def has_form(reply: str, thinking: bool) -> bool:
+    """Is the whole reply of the form that was asked for? Its score is not looked at."""
+    return (_THINKING_FORM if thinking else _NON_THINKING_FORM).fullmatch(reply) is not None
+
+
+def write_reply(score: float, reasoning: str | None = None) -> str:
+    """The reply that states this score, after this reasoning if there is one."""
+    answer = f"<answer>{score:.2f}</answer>"
+    return answer if reasoning is None else f"<think>{reasoning}</think>\n{answer}"
+
+
 @dataclass(frozen=True)
 class ParsedReply:
     """What a reply says.

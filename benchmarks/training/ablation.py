@@ -26,11 +26,11 @@ from benchmarks.training.setup import append, arguments, make_sets, provenance
 from vqr1_metric.backends.loading import ModelSpec, load_model
 from vqr1_metric.backends.pixels import to_patches
 from vqr1_metric.functional.distribution import GRID_SIZE, ScoreDistribution, score_grid
+from vqr1_metric.functional.reward import ranking_reward
 from vqr1_metric.images import load_image
 from vqr1_metric.train_ranker.data import read_data
 from vqr1_metric.train_ranker.exact import ADVANTAGE_EPSILON, expected_loss, labels, score_rewards
 from vqr1_metric.train_ranker.ratings import RatingSet, split_validation
-from vqr1_metric.train_ranker.reward import comparison_reward
 from vqr1_metric.train_ranker.validation import correlations
 
 BASE = {"objective": "sampled", "rule": "fidelity", "variance": "estimated", "k": 6, "comparison": 16}
@@ -85,7 +85,14 @@ def loss_of(distribution: ScoreDistribution, rows: list[dict], variant: dict, ge
         return expected_loss(outcome, rewards, 0.0, through_rewards=through)
     index = torch.multinomial(distribution.probabilities.detach(), variant["k"], replacement=True, generator=generator)
     scores = distribution.grid[index].double()
-    reward = comparison_reward(scores, label.double(), variant["rule"], variant["variance"]).float()
+    quality = torch.tensor([row["quality"] for row in rows], dtype=torch.float64)
+    reward = ranking_reward(
+        scores,
+        quality,
+        variance=variant["variance"],
+        rule=variant["rule"],
+        group_B=torch.arange(len(rows)) // variant["comparison"],
+    ).float()
     advantage = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + ADVANTAGE_EPSILON)
     return -(advantage * distribution.probabilities.gather(1, index).log()).mean()
 

@@ -17,7 +17,7 @@ from vqr1_metric.functional import (
     score_grid,
     win_probability,
 )
-from vqr1_metric.functional.fidelity import EPSILON
+from vqr1_metric.functional.reward import EPSILON
 from vqr1_metric.functional.thurstone import GAMMA
 from vqr1_metric.protocol import parse_reply
 

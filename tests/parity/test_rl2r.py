@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqr1_metric.functional.fidelity import ranking_reward
+from vqr1_metric.functional.reward import ranking_reward
 from vqr1_metric.train_ranker.reward import RankingReward
 
 GOLDEN = json.loads(Path(__file__).with_name("rl2r.json").read_text())

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from vqr1_metric import QualityScorer
 from vqr1_metric.cli import main
 from vqr1_metric.functional.distribution import GRID_SIZE, ScoreDistribution
-from vqr1_metric.functional.fidelity import ranking_reward
+from vqr1_metric.functional.reward import ranking_reward
 from vqr1_metric.train_ranker.coldstart import reply, teaching_scores
 from vqr1_metric.train_ranker.config import ConfigError, RankerConfig
 from vqr1_metric.train_ranker.exact import expected_loss, labels, outcome_kl, outcomes, score_rewards

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from vqr1_metric.functional.fidelity import preference_label, ranking_reward
+from vqr1_metric.functional.reward import comparison_labels, ranking_reward
 from vqr1_metric.train_ranker.callbacks import CollapseStop
-from vqr1_metric.train_ranker.reward import FormatReward, RankingReward, comparison_reward, pair_labels, set_metrics
+from vqr1_metric.train_ranker.reward import FormatReward, RankingReward, batch_rewards, comparison_groups, set_metrics
 from vqr1_metric.train_ranker.sampler import ComparisonSampler
 
 
@@ -18,24 +18,25 @@ def scores_with_gaps(pictures: int = 6, replies: int = 5) -> torch.Tensor:
     return scores
 
 
-def labels_of(mos: torch.Tensor) -> torch.Tensor:
-    label = preference_label(mos[:, None], mos[None, :])
-    label[torch.eye(len(mos), dtype=torch.bool)] = torch.nan
-    return label
-
-
-@pytest.mark.parametrize("variance", ["estimated", "fixed"])
-def test_with_mos_it_is_the_ranking_reward(variance: str) -> None:
-    scores, mos = scores_with_gaps(), torch.tensor([10.0, 20, 20, 35, 1, 7], dtype=torch.float64)
-    expected = ranking_reward(scores, mos, variance=variance)
-    found = comparison_reward(scores, labels_of(mos), variance=variance)
-    torch.testing.assert_close(found, expected, equal_nan=True, atol=1e-12, rtol=0)
-    assert found.isnan().equal(scores.isnan())
+def test_a_batch_in_any_order_is_rewarded_like_its_comparison_sets() -> None:
+    """Two data sets, the replies shuffled as an engine balances them, one reply of one image missing."""
+    scores, mos = scores_with_gaps(), [10.0, 20, 20, 0.35, 0.1, 0.7]
+    texts = ["no score" if math.isnan(s) else f"<answer>{s:.2f}</answer>" for s in scores.flatten().tolist()]
+    rows = [(texts[i], f"{i // 5}.png", mos[i // 5], "ab"[i // 15]) for i in range(30)]
+    order = [i for i in torch.randperm(30).tolist() if i != 29]
+    found = dict(zip(order, batch_rewards(*zip(*(rows[i] for i in order), strict=True)), strict=True))
+    for at in (0, 3):
+        expected = ranking_reward(scores[at : at + 3], torch.tensor(mos[at : at + 3], dtype=torch.float64))
+        for i in range(15):
+            if at * 5 + i in found:
+                assert found[at * 5 + i] == pytest.approx(float(expected.flatten()[i]), nan_ok=True, abs=1e-12)
+    with pytest.raises(ValueError, match="Expected one MOS for an image, but got several for 'x'"):
+        batch_rewards(["<answer>1</answer>"] * 2, ["x", "x"], [1.0, 2.0])
 
 
 def test_the_binary_rule_counts_right_orders() -> None:
     scores, mos = scores_with_gaps(), torch.tensor([10.0, 20, 20, 35, 1, 7], dtype=torch.float64)
-    found = comparison_reward(scores, labels_of(mos), "binary")
+    found = ranking_reward(scores, mos, rule="binary")
     for i, k in itertools.product(range(6), range(5)):
         if scores[i, k].isnan():
             continue
@@ -48,7 +49,7 @@ def test_the_binary_rule_counts_right_orders() -> None:
 
 def test_the_averaged_rule_averages_probabilities() -> None:
     scores = torch.tensor([[3.0, 4.0], [2.0, 5.0]], dtype=torch.float64)
-    found = comparison_reward(scores, labels_of(torch.tensor([2.0, 1.0])), "averaged")
+    found = ranking_reward(scores, torch.tensor([2.0, 1.0]), rule="averaged")
     spread = math.sqrt(0.5 + 4.5 + 1e-6)
 
     def phi(x: float) -> float:
@@ -60,11 +61,18 @@ def test_the_averaged_rule_averages_probabilities() -> None:
 
 
 def test_preferences_reward_the_order_of_a_pair_only() -> None:
-    label = pair_labels(torch.tensor([0.8, 0.2, 1.0, 0.0], dtype=torch.float64))
+    share = torch.tensor([0.8, 0.2, 1.0, 0.0], dtype=torch.float64)
+    groups = torch.tensor(comparison_groups([True] * 4, size=4))
+    label = comparison_labels(torch.zeros(4, dtype=torch.float64), groups, share)
     assert torch.isfinite(label).sum() == 4 and label[2, 3] == 1 and label[1, 0] == pytest.approx(0.2)
     scores = torch.tensor([[4.0, 4.1], [3.0, 3.1], [1.0, 1.1], [5.0, 4.9]], dtype=torch.float64)
-    reward = comparison_reward(scores, label)
+    reward = ranking_reward(scores, torch.zeros(4), group_B=groups, share_B=share)
     assert (reward[:2] > 0.89).all() and (reward[2:] < 0.1).all()
+
+
+def test_groups_of_ratings_and_of_pairs() -> None:
+    assert comparison_groups([False] * 4, 2, repeats=2) == [-1, -1, -1, -1, -2, -2, -2, -2]
+    assert comparison_groups([True] * 4 + [False] * 4, 4) == [0, 0, 2, 2, -2, -2, -2, -2]
 
 
 def batch(scores, names, quality, k: int, share=None) -> dict:

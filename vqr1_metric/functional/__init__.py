@@ -1,13 +1,14 @@
 """Pure maths of the method: tensors in, tensors out. Imports torch and the standard library only."""
 
 from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE, ScoreDistribution, score_grid
-from vqr1_metric.functional.fidelity import fidelity, preference_label, ranking_reward
+from vqr1_metric.functional.reward import comparison_labels, fidelity, preference_label, ranking_reward
 from vqr1_metric.functional.thurstone import comparison_probability, win_probability
 
 __all__ = [
     "MAX_SCORE",
     "MIN_SCORE",
     "ScoreDistribution",
+    "comparison_labels",
     "comparison_probability",
     "fidelity",
     "preference_label",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqr1_metric.backends.base import ModelError
 from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE
-from vqr1_metric.protocol import question
+from vqr1_metric.protocol import question, write_reply
 from vqr1_metric.train_ranker.base import TrainingRows
 from vqr1_metric.train_ranker.config import RankerConfig
 from vqr1_metric.train_ranker.policy import load_policy, lora_config
@@ -49,12 +49,11 @@ def teaching_scores(training: TrainingRows) -> list[float]:
 
 
 def reply(score: float, thinking: bool) -> str:
-    """The reply that states this score."""
-    answer = f"<answer>{score:.2f}</answer>"
+    """The reply that states this score; with thinking it names the level of quality."""
     if not thinking:
-        return answer
+        return write_reply(score)
     level = LEVELS[min(len(LEVELS) - 1, int((score - MIN_SCORE) / (MAX_SCORE - MIN_SCORE) * len(LEVELS)))]
-    return f"<think>The overall quality of this picture is {level}.</think>\n{answer}"
+    return write_reply(score, f"The overall quality of this picture is {level}.")
 
 
 def cold_start(config: RankerConfig, sets: Sequence[RatingSet], folder: Path) -> Path:

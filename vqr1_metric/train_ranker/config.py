@@ -128,7 +128,7 @@ class RankerConfig:
         drop_zero_spread: leave pictures whose replies all earned the same out of the loss and its means (DAPO's
             filter, without sampling others in their place); only for ``"sampled"``.
         temperature, top_k, top_p, max_new_tokens: sampling. A checkpoint's own generation settings are not used.
-        rule, variance, gamma, eps: the ranking reward, see :func:`~vqr1_metric.train_ranker.reward.comparison_reward`.
+        rule, variance, gamma, eps: the ranking reward, see :func:`~vqr1_metric.functional.reward.ranking_reward`.
         format_weight: weight of the format reward.
         cold_start_steps, cold_start_learning_rate: supervised steps before RL that teach the form of the reply, see
             :mod:`~vqr1_metric.train_ranker.coldstart`; 0 for a model that knows it.

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from vqr1_metric.backends.loading import LoadedModel, ModelSpec
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.functional.distribution import ScoreDistribution
-from vqr1_metric.functional.fidelity import fidelity, preference_label
+from vqr1_metric.functional.reward import comparison_labels, partner_mean
 from vqr1_metric.functional.thurstone import comparison_probability
 from vqr1_metric.images import load_image
 from vqr1_metric.train_ranker.base import RankerBase, TrainingRows, common_arguments
@@ -30,7 +30,7 @@ from vqr1_metric.train_ranker.config import ConfigError, RankerConfig
 from vqr1_metric.train_ranker.policy import base_model, load_policy, lora_config
 from vqr1_metric.train_ranker.processor import RankerProcessor
 from vqr1_metric.train_ranker.ratings import RatingSet
-from vqr1_metric.train_ranker.reward import pair_labels
+from vqr1_metric.train_ranker.reward import comparison_groups
 
 #: Added to the standard deviation of the reward, as in the sampled objective.
 ADVANTAGE_EPSILON = 1e-4
@@ -39,26 +39,21 @@ ADVANTAGE_EPSILON = 1e-4
 def score_rewards(
     distribution: ScoreDistribution, mean_N: Tensor, variance_N: Tensor, label_BN: Tensor, gamma: float, eps: float
 ) -> Tensor:
-    r"""Fidelity reward of every score of the grid.
+    r"""Fidelity reward of every score of the grid, ``(B, 401)``; 0 for an image without a partner.
 
     .. math:: r(x_i, s) = \frac{1}{|J_i|} \sum_{j \in J_i} \mathrm{fidelity}\Big(
         \Phi\Big(\frac{s - \mu_j}{\sqrt{\sigma_i^2 + \sigma_j^2 + \gamma}}\Big), p(x_i, x_j)\Big)
 
     Args:
-        distribution: of B pictures.
+        distribution: of B images.
         mean_N, variance_N: exact means and variances of the possible partners, shape ``(N,)``.
-        label_BN: probability that picture i is better than partner j, NaN where they are not compared.
-        gamma, eps: as in :func:`~vqr1_metric.functional.fidelity.ranking_reward`.
-
-    Returns:
-        Rewards of shape ``(B, 401)``.
+        label_BN: probability that image i is better than partner j, NaN where they are not compared.
+        gamma, eps: as in :func:`~vqr1_metric.functional.reward.ranking_reward`.
     """
-    partner_BN = torch.isfinite(label_BN)
     predicted_BSN = comparison_probability(
         distribution.grid[None, :, None], distribution.variance[:, None, None], mean_N, variance_N, gamma
     )
-    earned_BSN = fidelity(predicted_BSN, torch.where(partner_BN, label_BN, 0.5)[:, None, :], eps)
-    return torch.where(partner_BN[:, None, :], earned_BSN, 0).sum(-1) / partner_BN.sum(1).clamp(min=1)[:, None]
+    return partner_mean(predicted_BSN, label_BN, eps=eps).nan_to_num(nan=0.0)
 
 
 def outcomes(distribution: ScoreDistribution) -> Tensor:
@@ -101,16 +96,10 @@ def outcome_kl(outcome_BO: Tensor, reference_BO: Tensor) -> Tensor:
 
 def labels(rows: Sequence[dict[str, Any]], images_per_comparison: int) -> Tensor:
     """Who is better than whom, ``(N, N)``, for rows that form consecutive comparison sets; NaN where not compared."""
-    label = torch.full((len(rows), len(rows)), torch.nan)
-    for start in range(0, len(rows), images_per_comparison):
-        one = rows[start : start + images_per_comparison]
-        block = slice(start, start + len(one))
-        if one[0]["share"] is not None:
-            label[block, block] = pair_labels(torch.tensor([row["share"] for row in one]))
-        else:
-            quality = torch.tensor([row["quality"] for row in one], dtype=torch.float64)
-            label[block, block] = preference_label(quality[:, None], quality[None, :]).float()
-    return label.masked_fill(torch.eye(len(rows), dtype=torch.bool), torch.nan)
+    groups = comparison_groups([row["share"] is not None for row in rows], images_per_comparison)
+    shares = [math.nan if row["share"] is None else row["share"] for row in rows]
+    quality = torch.tensor([row["quality"] for row in rows], dtype=torch.float64)
+    return comparison_labels(quality, torch.tensor(groups), torch.tensor(shares, dtype=torch.float64)).float()
 
 
 class _Rows(Dataset):

@@ -1,101 +1,100 @@
-"""Rewards of sampled replies: do their scores order the pictures as people do, and have they the asked-for form?"""
+"""Rewards of sampled replies: do their scores order the images as people do, and have they the asked-for form?
+
+:func:`batch_rewards` is a plain function of a whole batch, for any engine; :class:`RankingReward` is the same in the
+form that TRL calls.
+"""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from vqr1_metric.functional.fidelity import EPSILON, fidelity, preference_label, ranking_reward
-from vqr1_metric.functional.thurstone import GAMMA, comparison_probability
-from vqr1_metric.protocol import parse_reply
+from vqr1_metric.functional.reward import EPSILON, Rule, Variance, ranking_reward
+from vqr1_metric.functional.thurstone import GAMMA
+from vqr1_metric.protocol import has_form, parse_reply
 
 Scope = Literal["process", "global"]
-Rule = Literal["fidelity", "binary", "averaged"]
+#: A reply as engines give it: its text, or a chat of one message.
+Reply = str | Sequence[dict[str, Any]]
 
-_THINKING = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
-_NON_THINKING = re.compile(r"\s*<answer>.*?</answer>", re.DOTALL)
-#: Rewards of one picture that differ by less have no spread.
+#: Rewards of one image that differ by less have no spread.
 _NO_SPREAD = 1e-6
 
 
-def comparison_reward(
-    scores_BK: Tensor,
-    label_BB: Tensor,
+def batch_rewards(
+    replies: Sequence[str],
+    images: Sequence[Hashable],
+    quality: Sequence[float],
+    data_sets: Sequence[Hashable] | None = None,
+    comparisons: Sequence[Hashable] | None = None,
+    shares: Sequence[float | None] | None = None,
+    *,
     rule: Rule = "fidelity",
-    variance: Literal["estimated", "fixed"] = "estimated",
+    variance: Variance = "estimated",
     gamma: float = GAMMA,
     eps: float = EPSILON,
-) -> Tensor:
-    r"""Reward of each of K scores of B pictures, given who was preferred to whom.
-
-    With ``rule="fidelity"`` and labels made of MOS it equals :func:`~vqr1_metric.functional.fidelity.ranking_reward`.
-    The other rules are ablations of VisualQuality-R1 (arXiv 2505.14460):
-
-    - ``"binary"``: 1 where the more probable order is that of the label (equal with equal), else 0.
-    - ``"averaged"``: the score is compared with each of the partner's scores, and the probabilities are averaged, in
-      place of one comparison with the partner's mean:
-      :math:`\hat p_k = \frac1K \sum_l \Phi\big((q_k(x_i) - q_l(x_j)) / \sqrt{\sigma_i^2 + \sigma_j^2 + \gamma}\big)`.
+) -> list[float]:
+    """The ranking reward of every reply of a batch, in any order.
 
     Args:
-        scores_BK: sampled scores, NaN where a reply could not be read; such a reply takes no part and earns NaN.
-        label_BB: probability that the row's picture is better than the column's; NaN where they are not compared.
-        rule, variance, gamma, eps: see above and ``ranking_reward``.
+        replies: texts, of which the stated score is read.
+        images: which image each reply is about; replies about one image form its group (K may differ).
+        quality: MOS of each reply's image, higher is better.
+        data_sets: of each reply's image; MOS of different data sets are never compared. By default one.
+        comparisons: of each reply's image: images are compared only where this is equal. By default all of a data set.
+        shares: share of the votes that an image won in its comparison, None for an image with a MOS.
+        rule, variance, gamma, eps: see :func:`~vqr1_metric.functional.reward.ranking_reward`.
 
     Returns:
-        Rewards of shape ``(B, K)``, in [0, 1]; NaN where the score is NaN or the picture has no partner.
+        Rewards in [0, 1], one for each reply; NaN where no score could be read or the image has no partner.
     """
-    readable_BK = torch.isfinite(scores_BK)
-    count_B = readable_BK.sum(1)
-    filled_BK = torch.where(readable_BK, scores_BK, 0)
-    mean_B = filled_BK.sum(1) / count_B.clamp(min=1)
-    squares_BK = torch.where(readable_BK, (filled_BK - mean_B[:, None]) ** 2, 0)
-    variance_B = torch.ones_like(mean_B) if variance == "fixed" else squares_BK.sum(1) / (count_B - 1).clamp(min=1)
-
-    if rule == "averaged":
-        each_BKBK = comparison_probability(
-            filled_BK[:, :, None, None], variance_B[:, None, None, None], filled_BK, variance_B[:, None], gamma
-        )
-        predicted_BKB = torch.where(readable_BK, each_BKBK, 0).sum(-1) / count_B.clamp(min=1)
-    else:
-        predicted_BKB = comparison_probability(
-            filled_BK[:, :, None], variance_B[:, None, None], mean_B, variance_B, gamma
-        )
-    partner_BB = torch.isfinite(label_BB) & (count_B > 0)[None, :]
-    label_BKB = torch.where(partner_BB, label_BB, 0.5)[:, None, :].to(predicted_BKB.dtype)
-    if rule == "binary":
-        earned_BKB = (torch.sign(predicted_BKB - 0.5) == torch.sign(label_BKB - 0.5)).to(predicted_BKB.dtype)
-    else:
-        earned_BKB = fidelity(predicted_BKB, label_BKB, eps)
-    partners_B = partner_BB.sum(1)
-    reward_BK = torch.where(partner_BB[:, None, :], earned_BKB, 0).sum(-1) / partners_B.clamp(min=1)[:, None]
-    return torch.where(readable_BK & (partners_B > 0)[:, None], reward_BK, torch.nan)
-
-
-def pair_labels(share_B: Tensor) -> Tensor:
-    """Labels of a comparison set of preferences: rows 0 and 1 are a pair, 2 and 3, ...; shape ``(B, B)``."""
-    label = torch.full((len(share_B), len(share_B)), torch.nan, dtype=share_B.dtype)
-    rows = torch.arange(len(share_B))
-    label[rows, rows ^ 1] = share_B
-    return label
+    one: list[Hashable] = [None] * len(replies)
+    sets, within = list(data_sets or one), list(comparisons or one)
+    votes = [math.nan if share is None else share for share in shares or [None] * len(replies)]
+    rows: dict[tuple[Hashable, Hashable, Hashable], list[int]] = {}
+    for i, key in enumerate(zip(sets, within, images, strict=True)):
+        rows.setdefault(key, []).append(i)
+    scores_BK = torch.full((len(rows), max(map(len, rows.values()), default=1)), torch.nan, dtype=torch.float64)
+    for b, indices in enumerate(rows.values()):
+        if len({quality[i] for i in indices}) > 1 and math.isnan(votes[indices[0]]):
+            raise ValueError(f"Expected one MOS for an image, but got several for {images[indices[0]]!r}.")
+        for k, i in enumerate(indices):
+            scores_BK[b, k] = parse_reply(replies[i]).score
+    first = [indices[0] for indices in rows.values()]
+    groups = {key: n for n, key in enumerate(dict.fromkeys((sets[i], within[i]) for i in first))}
+    reward_BK = ranking_reward(
+        scores_BK,
+        torch.tensor([quality[i] for i in first], dtype=torch.float64),
+        gamma,
+        eps,
+        variance,
+        rule,
+        group_B=torch.tensor([groups[sets[i], within[i]] for i in first]),
+        share_B=torch.tensor([votes[i] for i in first], dtype=torch.float64),
+    )
+    rewards = [math.nan] * len(replies)
+    for earned, indices in zip(reward_BK.tolist(), rows.values(), strict=True):
+        for k, i in enumerate(indices):
+            rewards[i] = earned[k]
+    return rewards
 
 
 class RankingReward:
     """The ranking reward as a TRL reward function.
 
-    It sees the replies of one process, K consecutive ones for each picture. Consecutive pictures form comparison sets.
-    With ``scope="global"`` the scores of all processes are gathered first, so that a comparison set may span them and
+    It sees the replies of one process, K consecutive ones for each image. Consecutive images form comparison sets.
+    With ``scope="global"`` the replies of all processes are gathered first, so that a comparison set may span them and
     the rewards equal those of one process that does the whole batch.
 
     Args:
-        images_per_comparison: pictures compared with each other.
+        images_per_comparison: images compared with each other.
         num_generations: K.
         scope: ``"process"`` (as the authors) or ``"global"``.
-        rule, variance, gamma, eps: see :func:`comparison_reward`.
+        rule, variance, gamma, eps: see :func:`batch_rewards`.
         on_replies: called with ``(step, rows)`` after each batch; a row tells picture, score, reward, reply.
     """
 
@@ -107,81 +106,90 @@ class RankingReward:
         num_generations: int,
         scope: Scope = "process",
         rule: Rule = "fidelity",
-        variance: Literal["estimated", "fixed"] = "estimated",
+        variance: Variance = "estimated",
         gamma: float = GAMMA,
         eps: float = EPSILON,
-        on_replies: Callable[[int, list[dict]], None] | None = None,
+        on_replies: Callable[[int, list[dict[str, Any]]], None] | None = None,
     ) -> None:
         if scope not in ("process", "global"):
             raise ValueError(f"Expected scope 'process' or 'global', but got {scope!r}.")
-        self.images_per_comparison, self.num_generations = images_per_comparison, num_generations
-        self.scope, self.rule, self.variance, self.gamma, self.eps = scope, rule, variance, gamma, eps
+        self.images_per_comparison, self.num_generations, self.scope = images_per_comparison, num_generations, scope
+        self.options: dict[str, Any] = {"rule": rule, "variance": variance, "gamma": gamma, "eps": eps}
         self.on_replies = on_replies
 
     def __call__(
         self,
-        completions,
+        completions: Sequence[Reply],
         data_set: Sequence[str],
         quality: Sequence[float],
         share: Sequence[float | None],
-        log_metric=None,
-        log_extra=None,
-        trainer_state=None,
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        trainer_state: Any = None,
         image: Sequence[str] = (),
-        **_,
+        **_: Any,
     ) -> list[float | None]:
-        texts = [reply[0]["content"] if isinstance(reply, list) else reply for reply in completions]
-        scores = [parse_reply(text).score for text in texts]
-        rows = list(zip(scores, data_set, quality, [math.nan if s is None else s for s in share], strict=True))
-        start = 0
+        texts = [text_of(reply) for reply in completions]
+        rows: list[tuple[str, str, float, float | None]] = list(zip(texts, data_set, quality, share, strict=True))
+        start, k, size = 0, self.num_generations, self.images_per_comparison
         if self.scope == "global":
             from accelerate import PartialState
             from accelerate.utils import gather_object
 
             start = PartialState().process_index * len(rows)
             rows = gather_object(rows)
-        per_set = self.images_per_comparison * self.num_generations
-        if len(rows) % per_set:
-            raise ValueError(
-                f"Expected a multiple of {self.images_per_comparison} pictures x {self.num_generations} replies, but "
-                f"got {len(rows)} replies."
-            )
-        rewards = torch.cat([self._one_set(rows[i : i + per_set], log_metric) for i in range(0, len(rows), per_set)])
-        rewards = rewards[start : start + len(texts)].tolist()
+        if len(rows) % (size * k):
+            raise ValueError(f"Expected a multiple of {size} pictures x {k} replies, but got {len(rows)} replies.")
+        for at in range(0, len(rows), size * k):
+            names = sorted({row[1] for row in rows[at : at + size * k]})
+            if len(names) > 1:
+                raise ValueError(f"Expected a comparison set of one data set, but got {', '.join(names)}.")
+        everyone, names_of, quality_of, share_of = zip(*rows, strict=True)
+        rewards = batch_rewards(
+            everyone,
+            [i // k for i in range(len(rows))],
+            quality_of,
+            names_of,
+            comparison_groups([share_of[i] is not None for i in range(0, len(rows), k)], size, k),
+            share_of,
+            **self.options,
+        )
+        scores = [parse_reply(text).score for text in texts]
         if log_metric is not None:
+            all_scores = torch.tensor([parse_reply(text).score for text in everyone], dtype=torch.float64)
+            shape = (-1, size, k)
+            each = zip(all_scores.view(shape), torch.tensor(rewards, dtype=torch.float64).view(shape), strict=True)
+            for scores_BK, reward_BK in each:
+                for name, value in set_metrics(scores_BK, reward_BK).items():
+                    if not math.isnan(value):  # the mean over processes and steps would be NaN too
+                        log_metric(name, value)
             log_metric("readable", sum(map(math.isfinite, scores)) / len(scores))
         if log_extra is not None:
             log_extra("score", scores)
+        mine = rewards[start : start + len(texts)]
         if self.on_replies is not None and trainer_state is not None:
-            told = zip(image, data_set, quality, scores, rewards, texts, strict=True)
-            names = ("picture", "data_set", "quality", "score", "reward", "reply")
-            self.on_replies(trainer_state.global_step, [dict(zip(names, row, strict=True)) for row in told])
-        return [None if math.isnan(reward) else reward for reward in rewards]
+            told = zip(image, data_set, quality, scores, mine, texts, strict=True)
+            columns = ("picture", "data_set", "quality", "score", "reward", "reply")
+            self.on_replies(trainer_state.global_step, [dict(zip(columns, row, strict=True)) for row in told])
+        return [None if math.isnan(reward) else reward for reward in mine]
 
-    def _one_set(self, rows: Sequence[tuple], log_metric) -> Tensor:
-        """Rewards of one comparison set, flat."""
-        scores, names, quality, share = zip(*rows, strict=True)
-        if len(set(names)) > 1:
-            raise ValueError(f"Expected a comparison set of one data set, but got {', '.join(sorted(set(names)))}.")
-        k = self.num_generations
-        scores_BK = torch.tensor(scores, dtype=torch.float64).view(-1, k)
-        share_B = torch.tensor(share[::k], dtype=torch.float64)
-        options = {"variance": self.variance, "gamma": self.gamma, "eps": self.eps}
-        if bool(torch.isfinite(share_B).all()):
-            reward_BK = comparison_reward(scores_BK, pair_labels(share_B), self.rule, **options)
-        else:
-            mos_B = torch.tensor(quality[::k], dtype=torch.float64)
-            if self.rule == "fidelity":
-                reward_BK = ranking_reward(scores_BK, mos_B, **options)
-            else:
-                label_BB = preference_label(mos_B[:, None], mos_B[None, :])
-                label_BB[torch.eye(len(mos_B), dtype=torch.bool)] = torch.nan
-                reward_BK = comparison_reward(scores_BK, label_BB, self.rule, **options)
-        if log_metric is not None:
-            for name, value in set_metrics(scores_BK, reward_BK).items():
-                if not math.isnan(value):  # the mean over processes and steps would be NaN too
-                    log_metric(name, value)
-        return reward_BK.flatten()
+
+def text_of(reply: Reply) -> str:
+    """The text of a reply, whichever form it has."""
+    return reply if isinstance(reply, str) else cast(str, reply[0]["content"])
+
+
+def comparison_groups(preferred: Sequence[bool], size: int, repeats: int = 1) -> list[int]:
+    """Which images are compared: those of one number.
+
+    Args:
+        preferred: of each image: is it one of two that were voted on, side by side, rather than rated?
+        size: images of a comparison set; consecutive ones form it.
+        repeats: how often each image follows itself.
+    """
+    # A pair's number is its first image, a set's is negative: no two are alike.
+    groups = [i - i % 2 if pair else -1 - i // size for i, pair in enumerate(preferred)]
+    return [group for group in groups for _ in range(repeats)]
 
 
 def set_metrics(scores_BK: Tensor, reward_BK: Tensor) -> dict[str, float]:
@@ -209,8 +217,8 @@ def set_metrics(scores_BK: Tensor, reward_BK: Tensor) -> dict[str, float]:
 class FormatReward:
     """1 for a reply of the asked-for form that states a readable score, else 0.
 
-    The form is ``<think>...</think> <answer>...</answer>`` over the whole reply, as in the authors' code; without
-    thinking ``<answer>...</answer>``. Unlike theirs, an answer without a score from 1 to 5 earns nothing.
+    The form is that of the authors' code: with thinking the two blocks of tags and nothing else, without it the answer
+    alone. Unlike theirs, an answer without a score from 1 to 5 earns nothing.
 
     Args:
         thinking: which of the two questions was asked.
@@ -219,10 +227,15 @@ class FormatReward:
     __name__ = "format"
 
     def __init__(self, thinking: bool) -> None:
-        self.form = _THINKING if thinking else _NON_THINKING
+        self.thinking = thinking
 
-    def __call__(self, completions, **_) -> list[float]:
-        texts = [reply[0]["content"] if isinstance(reply, list) else reply for reply in completions]
-        return [
-            float(self.form.fullmatch(text) is not None and math.isfinite(parse_reply(text).score)) for text in texts
-        ]
+    def __call__(self, completions: Sequence[Reply], **_: Any) -> list[float]:
+        texts = [text_of(reply) for reply in completions]
+        return [float(has_form(text, self.thinking) and math.isfinite(parse_reply(text).score)) for text in texts]
+
+
+def __getattr__(name: str) -> object:
+    moved = {"comparison_reward": "ranking_reward", "pair_labels": "comparison_labels"}
+    if name in moved:
+        raise ImportError(f"{__name__}.{name} of version 0.1.0 is now vqr1_metric.functional.reward.{moved[name]}.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
