@@ -89,7 +89,7 @@ def test_the_page_shows_what_the_file_holds(scoring):
 
     page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     shown = page.partition(scoring_table.BEGIN)[2].partition(scoring_table.END)[0]
-    assert shown == scoring_table.tables(ROOT / "benchmarks" / "scoring.csv")
+    assert shown == scoring_table.tables(ROOT / "benchmarks" / "results" / "scoring.csv")
 
 
 def test_the_authors_lanes_run_on_the_stock_tower(scoring, monkeypatch):

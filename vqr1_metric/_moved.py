@@ -32,5 +32,6 @@ class MovedModules:
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Raise for a module that moved; None for any other."""
         if name in MODULES:
-            raise ModuleNotFoundError(f"{name} of version 0.1.0 is now {MODULES[name]}.", name=name)
+            # Without name=, which would make `from package import module` swallow the message.
+            raise ModuleNotFoundError(f"{name} of version 0.1.0 is now {MODULES[name]}.")
         return None

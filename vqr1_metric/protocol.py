@@ -11,8 +11,6 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE
-
 Mode = Literal["score", "think", "sample"]
 MODES: tuple[str, ...] = ("score", "think", "sample")
 
@@ -86,6 +84,8 @@ def parse_reply(text: str) -> ParsedReply:
         >>> parse_reply("<answer>7</answer>").reason
         'the score 7 lies outside 1 to 5'
     """
+    from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE  # here: the questions need no torch
+
     answers = list(_ANSWER.finditer(text))
     thought = _THINK.search(text)
     reasoning = thought.group(1) if thought else text[: answers[-1].start()] if answers else text

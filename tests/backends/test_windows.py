@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForImageTextToText
 
+from tolerances import relative_error
 from vqr1_metric.backends import windows
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
 
@@ -29,24 +30,28 @@ def by_name_alone(model):
 
 
 @pytest.mark.parametrize("made_fast", [windows.speed_up, by_name_alone])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-5), (torch.float64, 1e-6), (torch.bfloat16, 0.06)])
-def test_equals_the_stock_tower(tiny_model, dtype: torch.dtype, tolerance: float, made_fast, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_equals_the_stock_tower(tiny_model, dtype: torch.dtype, made_fast, monkeypatch):
     stock = AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=dtype, attn_implementation="sdpa")
     fast = AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=dtype, attn_implementation="sdpa")
     made_fast(fast)
     calls = count_calls(monkeypatch, windows, "windowed_attention")
+    # The stock tower once more, in float64 with the weights of this format, is what both are held against.
+    exact = copy.deepcopy(stock).double()
     patches, grids = tower_inputs(tiny_model, dtype)
     results = []
-    for model in (stock, fast):
-        pixels = patches.clone().requires_grad_()
+    for model in (exact, stock, fast):
+        pixels = patches.to(model.dtype, copy=True).requires_grad_()
         output = model.requires_grad_(False).model.visual(pixels, grid_thw=grids).pooler_output
         output.double().square().mean().backward()
         results.append((output.detach(), pixels.grad))
-    (expected, expected_grad), (output, grad) = results
     assert len(calls) == 2  # once in each layer of the fast one, however many windows
-    assert float(expected.float().std()) > 0.1 and float(expected_grad.abs().max()) > 0
-    torch.testing.assert_close(output, expected, atol=tolerance * float(expected.abs().max()), rtol=0)
-    torch.testing.assert_close(grad, expected_grad, atol=tolerance * float(expected_grad.abs().max()), rtol=0)
+    for wanted, theirs, ours in zip(*results, strict=True):
+        assert float(wanted.abs().max()) > 0
+        # As good as the stock tower; transformers' own norms and rotations round a float64 model to float32.
+        floor = 16 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+        assert relative_error(ours, wanted) <= 4 * relative_error(theirs, wanted) + floor
+    assert float(results[0][0].std()) > 0.1
 
 
 def count_calls(monkeypatch, module, name: str) -> list:

@@ -1,27 +1,40 @@
-"""Images: opened, decoded ahead of their use, found in folders and lists, distorted."""
+"""Images: opened, decoded ahead of their use, found in folders and lists, distorted.
 
-from vqr1_metric.images.decode import (
-    FLOAT_TOLERANCE,
-    FORMATS,
-    MAX_ASPECT_RATIO,
-    MAX_PIXELS,
-    SUFFIXES,
-    ImageError,
-    ImageLike,
-    describe,
-    load_image,
-    split_images,
-)
+The names of :mod:`~vqr1_metric.images.decode` are imported when first used: finding files needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vqr1_metric.images.decode import (
+        FLOAT_TOLERANCE,
+        FORMATS,
+        MAX_ASPECT_RATIO,
+        MAX_PIXELS,
+        SUFFIXES,
+        ImageError,
+        ImageLike,
+        describe,
+        load_image,
+        split_images,
+    )
 
 __all__ = [
+    "FLOAT_TOLERANCE",
+    "FORMATS",
+    "MAX_ASPECT_RATIO",
+    "MAX_PIXELS",
+    "SUFFIXES",
     "ImageError",
     "ImageLike",
+    "describe",
     "load_image",
     "split_images",
-    "describe",
-    "FORMATS",
-    "SUFFIXES",
-    "MAX_PIXELS",
-    "MAX_ASPECT_RATIO",
-    "FLOAT_TOLERANCE",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("vqr1_metric.images.decode"), name)
