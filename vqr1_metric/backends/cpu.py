@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,12 +22,36 @@ def fast_products() -> Iterator[None]:
     if not _onednn_is_faster():
         yield
         return
-    switch = torch.backends.mkldnn.matmul
-    before, switch.fp32_precision = switch.fp32_precision, "bf16"
+    _switch.turn_on()
     try:
         yield
     finally:
-        switch.fp32_precision = before
+        _switch.turn_off()
+
+
+class _Switch:
+    """The switch is one for the process: the first thread that wants it turns it on, the last one turns it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = 0
+        self._before = ""
+
+    def turn_on(self) -> None:
+        with self._lock:
+            if self._wanted == 0:
+                self._before = torch.backends.mkldnn.matmul.fp32_precision
+                torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+            self._wanted += 1
+
+    def turn_off(self) -> None:
+        with self._lock:
+            self._wanted -= 1
+            if self._wanted == 0:
+                torch.backends.mkldnn.matmul.fp32_precision = self._before
+
+
+_switch = _Switch()
 
 
 @cache

@@ -18,8 +18,7 @@ A *spelling* is the blank space around the number: none, a blank, or a line brea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from vqr1_metric.backends.windows import replace_forward
 from vqr1_metric.functional.distribution import GRID_SIZE, STEPS_PER_UNIT, ScoreDistribution
 
 OPENING, CLOSING = "<answer>", "</answer>"
@@ -182,25 +182,32 @@ def tree_attention(prompt_mask: Tensor, trie: AnswerTrie) -> Tensor:
     return (mask & visible[:, None, :] | torch.eye(total, dtype=torch.bool, device=mask.device))[:, None]
 
 
-@contextmanager
-def last_rows_only(module: torch.nn.Module, rows: int) -> Iterator[None]:
-    """Let the last layer's MLP work on the rows that are read, the others get 0: no layer comes after it."""
+def read_rows_of(layer: torch.nn.Module) -> bool:
+    """Let the last decoder layer run its MLP on the rows that are read: no layer comes after it.
 
-    length: list[int] = []
+    How many of the last rows those are comes with each call, as ``read_rows`` among the keyword arguments that the
+    models of transformers hand on; the others then leave the layer as 0. Nothing on the module changes during a call,
+    so threads may share it, and a recomputation in the backward pass does the same again.
 
-    def cut(_, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        length.append(inputs[0].shape[1])
-        return (inputs[0][:, -rows:],)
+    Returns:
+        Whether the layer is built as expected. If not, it stays as it is and must not be given ``read_rows``.
+    """
+    parts = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+    fits = all(isinstance(getattr(layer, part, None), torch.nn.Module) for part in parts)
+    if fits:
+        replace_forward(layer, _forward_of_read_rows)
+    return fits
 
-    def fill(_, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return pad(output, (0, 0, length.pop() - rows, 0))
 
-    handles = [module.register_forward_pre_hook(cut), module.register_forward_hook(fill)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _forward_of_read_rows(
+    self: torch.nn.Module, hidden_states: Tensor, *args, read_rows: int | None = None, **kwargs
+) -> Tensor:
+    if read_rows is None:
+        return type(self).forward(self, hidden_states, *args, **kwargs)
+    attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+    read = (hidden_states + attended)[:, -read_rows:]
+    read = read + self.mlp(self.post_attention_layernorm(read))
+    return pad(read, (0, 0, hidden_states.shape[1] - read.shape[1], 0))
 
 
 def read_distribution(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -> ScoreDistribution:

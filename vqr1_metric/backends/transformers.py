@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,8 +22,8 @@ from vqr1_metric.backends.readout import (
     SPELLINGS,
     AnswerTrie,
     build_answer_trie,
-    last_rows_only,
     read_distribution,
+    read_rows_of,
     spelling_shares,
     tree_attention,
 )
@@ -36,7 +38,10 @@ _KEPT_POSITIONS = 256
 
 
 class TransformersBackend:
-    """A loaded model as a :class:`~vqr1_metric.backends.base.ScoringBackend`. Not thread-safe."""
+    """A loaded model as a :class:`~vqr1_metric.backends.base.ScoringBackend`.
+
+    Threads may share it, and the model: their calls wait for each other.
+    """
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel | None = None) -> None:
         self._spec = spec if loaded is None else None
@@ -49,10 +54,12 @@ class TransformersBackend:
         self._chat_template = loaded.chat_template
         self._prompts: dict[tuple[bool, bool], tuple[list[int], list[int]]] = {}
         self._positions: dict[tuple, Tensor] = {}
+        self._lock = _lock_of(self.model)
         self._home = self.device
         # Quantised and spread-out models stay where they are: transformers refuses to move them.
         self._movable = not (spec.quantization or spec.device_map)
         config = self.model.config
+        self._cuts_rows = read_rows_of(self.model.model.language_model.layers[-1])
         self._image_token = config.image_token_id
         self._never_sampled = [
             token
@@ -103,15 +110,17 @@ class TransformersBackend:
 
     def offload(self) -> None:
         """Move the weights to the CPU until :meth:`to_own_device`."""
-        if self._movable and self.device.type != "cpu":
-            self.model.to("cpu")
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        with self._lock:
+            if self._movable and self.device.type != "cpu":
+                self.model.to("cpu")
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
 
     def to_own_device(self) -> None:
         """Bring offloaded weights back."""
-        if self._movable and self.device != self._home:
-            self.model.to(self._home)
+        with self._lock:
+            if self._movable and self.device != self._home:
+                self.model.to(self._home)
 
     @cached_property
     @torch.inference_mode(False)  # it is kept, and a later call may need gradients
@@ -127,7 +136,7 @@ class TransformersBackend:
         Decided once, on a fixed picture, so that a score never depends on which pictures came first. What is dropped
         stays out of ``coverage``.
         """
-        with torch.no_grad():
+        with self._lock, torch.no_grad():
             hidden = self._tree_hidden([_calibration_picture()], self.pixel_config, self.full_trie, None)
             shares = spelling_shares(hidden, self.model.get_output_embeddings(), self.full_trie).tolist()
         largest = max(shares)
@@ -143,10 +152,11 @@ class TransformersBackend:
         self, images: Sequence[Tensor], pixel_config: PixelConfig, *, replies: Sequence[str] | None = None
     ) -> ScoreDistribution:
         """Score distributions in one forward pass, leading shape ``(B,)``; differentiable if grad is enabled."""
-        trie = self.trie if replies is None else self.full_trie
-        hidden = self._tree_hidden(images, pixel_config, trie, replies)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return read_distribution(hidden, self.model.get_output_embeddings(), trie)
+        with self._lock:
+            trie = self.trie if replies is None else self.full_trie
+            hidden = self._tree_hidden(images, pixel_config, trie, replies)
+            with torch.autocast(hidden.device.type, enabled=False):
+                return read_distribution(hidden, self.model.get_output_embeddings(), trie)
 
     def sample_replies(
         self,
@@ -158,7 +168,7 @@ class TransformersBackend:
         add_vision_id: bool,
     ) -> list[list[str]]:
         """K sampled replies for each picture; reply k depends on the picture, the seed and k alone."""
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), fast_products():
+        with self._lock, torch.no_grad(), torch.autocast(self.device.type, enabled=False), fast_products():
             inputs = self._inputs(images, pixel_config, thinking, None, add_vision_id)
             tokens = sample_tokens(self.model, inputs, sampling, self._never_sampled, self._end_tokens, self._pad_token)
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -184,23 +194,23 @@ class TransformersBackend:
             same = replies is None and len(lengths) == 1  # no padding: one mask serves all
             mask = self._as_attention_takes_it(tree_attention(prompt_mask[:1] if same else prompt_mask, trie))
             mask = mask.expand(batch, -1, -1, -1)
-            with last_rows_only(self.model.model.language_model.layers[-1].mlp, len(trie) + 1):
-                output = self.model.model(
-                    input_ids=torch.cat([inputs["input_ids"], nodes], dim=1),
-                    attention_mask=mask,
-                    position_ids=torch.cat([positions, node_positions], dim=2),
-                    mm_token_type_ids=torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(nodes)], dim=1),
-                    pixel_values=inputs["pixel_values"],
-                    image_grid_thw=inputs["image_grid_thw"],
-                    use_cache=False,
-                )
+            output = self.model.model(
+                input_ids=torch.cat([inputs["input_ids"], nodes], dim=1),
+                attention_mask=mask,
+                position_ids=torch.cat([positions, node_positions], dim=2),
+                mm_token_type_ids=torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(nodes)], dim=1),
+                pixel_values=inputs["pixel_values"],
+                image_grid_thw=inputs["image_grid_thw"],
+                use_cache=False,
+                **self._reading(len(trie) + 1),
+            )
             return output.last_hidden_state[:, -(len(trie) + 1) :]
 
     def _packed_tree_hidden(self, inputs: dict[str, Tensor], trie: AnswerTrie) -> Tensor:
         """As :meth:`_tree_hidden`, without padding."""
         read = len(inputs["input_ids"]), len(trie) + 1
-        with last_rows_only(self.model.model.language_model.layers[-1].mlp, math.prod(read)):
-            output = self.model.model(**inputs | packing.pack(inputs, trie), use_cache=False)
+        packed = inputs | packing.pack(inputs, trie)
+        output = self.model.model(**packed, use_cache=False, **self._reading(math.prod(read)))
         return output.last_hidden_state[0, -math.prod(read) :].unflatten(0, read)
 
     def _after_one_prompt(
@@ -218,15 +228,19 @@ class TransformersBackend:
         positions = last + 1 + torch.cat([steps.clamp(min=0), lengths - 1 + trie.depths], dim=1).to(device)
         seen = torch.cat([torch.ones(len(replies), prompt["input_ids"].shape[1]), steps >= 0], dim=1).to(device)
         mask = tree_attention(seen, trie)[:, :, prompt["input_ids"].shape[1] :]
-        with last_rows_only(self.model.model.language_model.layers[-1].mlp, len(trie) + 1):
-            output = self.model.model(
-                input_ids=torch.cat([said, trie.tokens.expand(len(replies), -1)], dim=1).to(device),
-                attention_mask=self._as_attention_takes_it(mask),
-                position_ids=positions,
-                past_key_values=memory,
-                use_cache=True,
-            )
+        output = self.model.model(
+            input_ids=torch.cat([said, trie.tokens.expand(len(replies), -1)], dim=1).to(device),
+            attention_mask=self._as_attention_takes_it(mask),
+            position_ids=positions,
+            past_key_values=memory,
+            use_cache=True,
+            **self._reading(len(trie) + 1),
+        )
         return output.last_hidden_state[:, -(len(trie) + 1) :]
+
+    def _reading(self, rows: int) -> dict[str, int]:
+        """What tells the last layer how many of the last rows are read."""
+        return {"read_rows": rows} if self._cuts_rows else {}
 
     def _as_attention_takes_it(self, mask: Tensor) -> Tensor:
         """Eager attention adds its mask to the logits; a boolean one would be added as 0 and 1."""
@@ -270,18 +284,19 @@ class TransformersBackend:
     def _prompt_positions(self, grid: tuple[int, int, int], ids: list[int]) -> Tensor:
         """Positions of a prompt in time, height and width, ``(3, P)``, on the CPU; kept, as sizes come again."""
         key = (grid, len(ids), ids.index(self._image_token))
-        if key not in self._positions:
+        found = self._positions.get(key)
+        if found is None:
             if len(self._positions) >= _KEPT_POSITIONS:
                 self._positions.clear()
             tokens = torch.tensor([ids])
-            found, _ = self.model.model.get_rope_index(
+            of_batch, _ = self.model.model.get_rope_index(
                 input_ids=tokens,
                 mm_token_type_ids=(tokens == self._image_token).int(),
                 image_grid_thw=torch.tensor([grid]),
                 attention_mask=torch.ones_like(tokens),
             )
-            self._positions[key] = found[:, 0]
-        return self._positions[key]
+            found = self._positions[key] = of_batch[:, 0]
+        return found
 
     def _prompt(self, thinking: bool, add_vision_id: bool) -> tuple[list[int], list[int]]:
         """Token ids before and after the visual tokens."""
@@ -306,6 +321,18 @@ class TransformersBackend:
             )
         at = ids.index(self._image_token)
         return ids[:at], ids[at + 1 :]
+
+
+_locks: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
+_of_locks = threading.Lock()
+
+
+def _lock_of(model: torch.nn.Module) -> threading.RLock:
+    """The one lock of a model, whoever holds it: moving it, offloading hooks and quantised layers bear one call at a
+    time.
+    """
+    with _of_locks:
+        return _locks.setdefault(model, threading.RLock())
 
 
 def fitting_tokens(free_bytes: int, config, item_bytes: int) -> int:

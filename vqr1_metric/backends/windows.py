@@ -35,9 +35,9 @@ def speed_up(model: torch.nn.Module) -> None:
     model.set_attn_implementation({"vision_config": ATTENTION})
     for module in model.model.visual.modules():
         if hasattr(module, "qkv") and hasattr(module, "num_heads"):
-            _replace_forward(module, _attention_forward)
+            replace_forward(module, _attention_forward)
         elif isinstance(conv := getattr(module, "proj", None), torch.nn.Conv3d) and conv.kernel_size == conv.stride:
-            _replace_forward(module, _patch_embedding_forward)
+            replace_forward(module, _patch_embedding_forward)
 
 
 def register_attention() -> None:
@@ -63,7 +63,8 @@ def _registered_attention(
     return windowed_attention(*states, cu_seq_lens_q, scaling)[None], None
 
 
-def _replace_forward(module: torch.nn.Module, forward) -> None:
+def replace_forward(module: torch.nn.Module, forward: Callable[..., Tensor]) -> None:
+    """Let a loaded module run ``forward(module, ...)`` from now on."""
     # accelerate's hooks (device_map) keep the module's own forward under this name and call it from theirs.
     name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
     setattr(module, name, partial(forward, module))  # unlike a bound function, a partial can be pickled
