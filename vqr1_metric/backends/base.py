@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from vqr1_metric.backends.pixels import PixelConfig
@@ -25,7 +27,7 @@ class Sampling:
         temperature: above 0; 1.0 as in training.
         top_k, top_p: keep the k most probable tokens (0 for all), then the smallest set holding the mass p.
         max_new_tokens: a reply is cut here.
-        seed: reply k of a picture depends on the picture, ``seed`` and k alone, not on the other pictures of its batch.
+        seed: reply k of an image follows from the image's pixels, ``seed`` and k alone, see :meth:`seeds`.
     """
 
     num_samples: int = 6
@@ -46,6 +48,29 @@ class Sampling:
                 f"Expected temperature > 0, top_k >= 0 and top_p in (0, 1], but got {self.temperature}, {self.top_k}, "
                 f"{self.top_p}."
             )
+
+    def seeds(self, image: Tensor) -> list[int]:
+        """Seeds of the K replies about one image, each of 63 bits.
+
+        A seed follows from the image's pixels, the seed of the sampling and the number of the reply, and from nothing
+        else: images have independent random numbers, and the same ones in whatever batch and order they come. Seeds
+        that did not know the image would give all images the same noise, and a mean over images would be far less
+        certain than it looks.
+
+        Args:
+            image: ``(3, H, W)``, uint8 or floating in [0, 1]; both forms of an image have the same seeds.
+        """
+        # In 16 bits, which hold uint8 exactly and tell floats apart that differ by more than 1e-5.
+        wide = image.detach().to(torch.float32) * (65_535 if image.is_floating_point() else 257)
+        content = hashlib.blake2b(str(tuple(image.shape)).encode())
+        content.update(wide.round().to("cpu", torch.int32).contiguous().numpy().tobytes())
+
+        def seed(reply: int) -> int:
+            stream = content.copy()
+            stream.update(f"|{self.seed}|{reply}".encode())
+            return int.from_bytes(stream.digest()[:8], "big") >> 1
+
+        return [seed(reply) for reply in range(self.num_samples)]
 
 
 @runtime_checkable

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache, DynamicCache
 
 from vqr1_metric.backends.base import Sampling
+
+
+@cache
+def cache_argument(model_class: type[torch.nn.Module]) -> str:
+    """What a model calls its keys and values: ``cache`` since transformers 5.24, ``past_key_values`` before."""
+    return "cache" if "cache" in signature(model_class.forward).parameters else "past_key_values"
+
+
+def with_cache(model: torch.nn.Module, memory: Cache) -> dict[str, Any]:
+    """Arguments of a call that continues from ``memory`` and adds to it."""
+    return {cache_argument(type(model)): memory, "use_cache": True}
 
 
 @torch.no_grad()
@@ -15,6 +30,7 @@ def sample_tokens(
     model: torch.nn.Module,
     inputs: dict[str, Tensor],
     sampling: Sampling,
+    seeds: Sequence[int],
     never_sampled: Sequence[int],
     end_tokens: Sequence[int],
     pad_token: int,
@@ -26,20 +42,21 @@ def sample_tokens(
     Args:
         model: a Qwen-VL model with its head.
         inputs: of the left-padded prompts, position_ids ``(3, B, P)`` included.
-        sampling: K, the distribution's shape, the longest reply, the seed.
+        sampling: K, the distribution's shape, the longest reply.
+        seeds: of every reply, the K of the first picture first; see :meth:`~vqr1_metric.backends.base.Sampling.seeds`.
         never_sampled: tokens that no reply may hold.
         end_tokens: tokens that end a reply.
         pad_token: what follows them.
     """
     replies = sampling.num_samples
     pictures = len(inputs["input_ids"])
-    output = model.model(**inputs, use_cache=True)
-    memory = output.past_key_values
-    memory.batch_repeat_interleave(replies)
+    memory = DynamicCache(config=model.config.get_text_config())
+    output = model.model(**inputs, **with_cache(model.model, memory))
+    memory.reorder_cache(torch.arange(pictures, device=inputs["input_ids"].device).repeat_interleave(replies))
     hidden = output.last_hidden_state[:, -1].repeat_interleave(replies, dim=0)
     mask = inputs["attention_mask"].repeat_interleave(replies, dim=0)
     position = inputs["position_ids"][:, :, -1:].repeat_interleave(replies, dim=1)
-    sampler = SeededSampler(sampling, pictures, never_sampled)
+    sampler = SeededSampler(sampling, seeds, never_sampled)
     ends = torch.tensor(list(end_tokens), device=mask.device)
     finished = torch.zeros(pictures * replies, dtype=torch.bool, device=mask.device)
     tokens: list[Tensor] = []
@@ -56,8 +73,7 @@ def sample_tokens(
             input_ids=tokens[-1][:, None],
             attention_mask=mask,
             position_ids=position,
-            past_key_values=memory,
-            use_cache=True,
+            **with_cache(model.model, memory),
         )
         hidden = output.last_hidden_state[:, -1]
 
@@ -69,14 +85,10 @@ class SeededSampler:
     not, as with a shared one, on which other pictures are in the batch.
     """
 
-    def __init__(self, sampling: Sampling, images: int, never_sampled: Sequence[int]) -> None:
+    def __init__(self, sampling: Sampling, seeds: Sequence[int], never_sampled: Sequence[int]) -> None:
         self.sampling = sampling
         self.never_sampled = list(never_sampled)
-        self.generators = [
-            torch.Generator().manual_seed(sampling.seed * 1_000_003 + k)
-            for _ in range(images)
-            for k in range(sampling.num_samples)
-        ]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Token ids ``(rows,)`` for logits ``(rows, vocabulary)``."""

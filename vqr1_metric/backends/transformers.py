@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import DynamicCache
 
 from vqr1_metric.backends import packing
 from vqr1_metric.backends.base import ModelError, Sampling
@@ -27,7 +28,7 @@ from vqr1_metric.backends.readout import (
     spelling_shares,
     tree_attention,
 )
-from vqr1_metric.backends.sampling import sample_tokens
+from vqr1_metric.backends.sampling import sample_tokens, with_cache
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.protocol import messages
 
@@ -170,7 +171,10 @@ class TransformersBackend:
         """K sampled replies for each picture; reply k depends on the picture, the seed and k alone."""
         with self._lock, torch.no_grad(), torch.autocast(self.device.type, enabled=False), fast_products():
             inputs = self._inputs(images, pixel_config, thinking, None, add_vision_id)
-            tokens = sample_tokens(self.model, inputs, sampling, self._never_sampled, self._end_tokens, self._pad_token)
+            seeds = [seed for image in images for seed in sampling.seeds(image)]
+            tokens = sample_tokens(
+                self.model, inputs, sampling, seeds, self._never_sampled, self._end_tokens, self._pad_token
+            )
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [texts[i : i + sampling.num_samples] for i in range(0, len(texts), sampling.num_samples)]
 
@@ -218,8 +222,9 @@ class TransformersBackend:
     ) -> Tensor:
         """As :meth:`_tree_hidden`, for several replies (tokens) about one picture, which goes through once."""
         prompt = self._inputs([image], pixel_config, thinking=True, replies=None, add_vision_id=False)
-        memory = self.model.model(**prompt, use_cache=True).past_key_values
-        memory.batch_repeat_interleave(len(replies))
+        memory = DynamicCache(config=self.model.config.get_text_config())
+        self.model.model(**prompt, **with_cache(self.model.model, memory))
+        memory.reorder_cache(torch.zeros(len(replies), dtype=torch.long, device=prompt["input_ids"].device))
         device, longest = prompt["input_ids"].device, max(map(len, replies))
         lengths = torch.tensor([len(reply) for reply in replies])[:, None]
         steps = torch.arange(longest) - (longest - lengths)  # negative where a shorter reply is padded
@@ -232,8 +237,7 @@ class TransformersBackend:
             input_ids=torch.cat([said, trie.tokens.expand(len(replies), -1)], dim=1).to(device),
             attention_mask=self._as_attention_takes_it(mask),
             position_ids=positions,
-            past_key_values=memory,
-            use_cache=True,
+            **with_cache(self.model.model, memory),
             **self._reading(len(trie) + 1),
         )
         return output.last_hidden_state[:, -(len(trie) + 1) :]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from vqr1_metric.backends.sampling import cache_argument
+
 #: Arguments of a language model that go with the rows of a batch and are not cut up here (Qwen3-VL, older releases).
 _ROW_BY_ROW = ("visual_pos_masks", "deepstack_visual_embeds", "cache_position")
 #: Every two rows are compared, token by token: at 128 rows of 1,500 tokens 25 million comparisons.
@@ -99,18 +101,19 @@ def _read_beginnings_once(
     input_ids=None,
     attention_mask=None,
     position_ids=None,
-    past_key_values=None,
     inputs_embeds=None,
     use_cache=None,
     **kwargs,
 ):
     read, plan = language_model._read_every_row, None
+    name = cache_argument(type(language_model))
+    given = kwargs.pop(name, None)
     if (
         isinstance(inputs_embeds, Tensor)
         and isinstance(position_ids, Tensor)
         and position_ids.ndim == 3
         and (attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2))
-        and (past_key_values is None or past_key_values.get_seq_length() == 0)
+        and (given is None or given.get_seq_length() == 0)
         and not any(kwargs.get(name) is not None for name in _ROW_BY_ROW)
         and not _recomputes(language_model)
     ):
@@ -120,19 +123,18 @@ def _read_beginnings_once(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
+            **{name: given},
         )
     length, readers, order = plan
-    memory = DynamicCache(config=language_model.config) if past_key_values is None else past_key_values
+    memory = DynamicCache(config=language_model.config) if given is None else given
+    kwargs |= {name: memory, "use_cache": True}
     output = read(
         inputs_embeds=inputs_embeds[readers, :length],
         position_ids=position_ids[:, readers, :length],
         attention_mask=None if attention_mask is None else attention_mask[readers, :length],
-        past_key_values=memory,
-        use_cache=True,
         **kwargs,
     )
     memory.reorder_cache(order)
@@ -142,13 +144,11 @@ def _read_beginnings_once(
             inputs_embeds=inputs_embeds[:, length:],
             position_ids=position_ids[:, :, length:],
             attention_mask=attention_mask,
-            past_key_values=memory,
-            use_cache=True,
             **kwargs,
         )
         hidden = torch.cat([hidden, output.last_hidden_state], dim=1)
     output.last_hidden_state = hidden
-    output.past_key_values = memory if use_cache else None
+    output[name] = memory if use_cache else None
     return output
 
 

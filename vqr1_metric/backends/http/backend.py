@@ -169,7 +169,7 @@ class HttpBackend:
         thinking: bool,
         add_vision_id: bool,
     ) -> list[list[str]]:
-        """K sampled replies for each picture, each request with a seed of its own.
+        """K sampled replies for each picture, each request with a seed of its own, that of the local backend.
 
         A server that knows OpenAI's own fields only gets neither ``top_k`` nor a ``repetition_penalty`` of 1; then its
         defaults hold.
@@ -177,14 +177,14 @@ class HttpBackend:
         model = self.model_id
 
         async def run(client: ChatClient) -> list[list[str]]:
-            async def one(chat: list[dict], k: int) -> str:
+            async def one(chat: list[dict], seed: int) -> str:
                 request = {
                     "model": model,
                     "messages": chat,
                     "max_tokens": sampling.max_new_tokens,
                     "temperature": sampling.temperature,
                     "top_p": sampling.top_p,
-                    "seed": sampling.seed * 1_000_003 + k,
+                    "seed": seed % 2**31,  # as many bits as every server takes
                     **self._extra,
                 }
                 beyond = {"top_k": sampling.top_k or -1, "repetition_penalty": 1.0}
@@ -199,7 +199,7 @@ class HttpBackend:
 
             async def all_of(image: Tensor) -> list[str]:
                 chat = _chat(_data_url(image, pixel_config), thinking, add_vision_id)
-                return list(await asyncio.gather(*(one(chat, k) for k in range(sampling.num_samples))))
+                return list(await asyncio.gather(*(one(chat, seed) for seed in sampling.seeds(image))))
 
             return list(await asyncio.gather(*map(all_of, images)))
 
