@@ -22,10 +22,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vqr1_metric import QualityScorer
-from vqr1_metric.evaluation.datasets import find_folder, suite
 from vqr1_metric.evaluation.run import Column, Settings, evaluate, provenance
 from vqr1_metric.evaluation.scoring import local_device, process_rank, score_items, scorer_identity
 from vqr1_metric.evaluation.tables import markdown, write_json, write_table_csv
+from vqr1_metric.ratings.datasets import find_folder, suite
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         columns = []
         for name, scorer in scorers.items():
             with tqdm(total=len(labels), desc=f"{labels.name}, {name}", unit="picture") as bar:
-                rows = score_items(scorer, labels.items, args.output / "cache", labels.short_edge, bar.update)
+                rows = score_items(scorer, labels.images, args.output / "cache", labels.short_edge, bar.update)
             identities[name] = scorer_identity(scorer, labels.short_edge)
             columns.append(Column(name, "model", rows, identity=identities[name]))
         if process_rank()[0] == 0:

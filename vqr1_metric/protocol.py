@@ -99,3 +99,9 @@ def parse_reply(text: str) -> ParsedReply:
     if not MIN_SCORE <= score <= MAX_SCORE:
         return ParsedReply(math.nan, f"the score {score:g} lies outside {MIN_SCORE:g} to {MAX_SCORE:g}", reasoning)
     return ParsedReply(score, None, reasoning)
+
+
+def answer_text(text: str) -> str | None:
+    """What stands in the last answer tags, None where there are none; for labels, whose scale is their own."""
+    answers = _ANSWER.findall(text)
+    return answers[-1] if answers else None

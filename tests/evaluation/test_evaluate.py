@@ -167,7 +167,7 @@ def test_dmos_turns_the_labels_round(labelled: Path, backend) -> None:
         (["--suite", "none", "--root", ".", "-o", "out"], "Expected a suite"),
         (["--dataset", "none", "--root", ".", "-o", "out"], "Expected a data set"),
         (["--labels", "ok.csv", "-o", "out", "--scores", "s.csv", "--model", "nano"], "takes the model's place"),
-        (["--labels", "ok.csv", "-o", "out", "--against", "none.csv"], "Expected a file, but 'none.csv' is none"),
+        (["--labels", "ok.csv", "-o", "out", "--against", "none.csv"], "a file of ratings, but 'none.csv' is none"),
         (["--labels", "ok.csv", "-o", "out", "--against", "s.csv", "--against", "x/s.csv"], "are called 's'"),
         (["--labels", "ok.csv", "-o", "out", "--against", "linear=s.csv"], "the model is called 'linear' too"),
         (["--labels", "ok.csv", "-o", "out", "--against", "s.csv", "--lower-better", "S"], "called that; there is s"),

@@ -9,8 +9,8 @@ import pytest
 from evaluation_files import save_picture
 
 from vqr1_metric.cli import main
-from vqr1_metric.evaluation.labels import LabelError
 from vqr1_metric.evaluation.ladder import check_distortions, ladder_pictures, ladder_statistics
+from vqr1_metric.ratings import RatingError
 
 
 def test_statistics_by_hand() -> None:
@@ -29,9 +29,9 @@ def test_pictures(tmp_path: Path) -> None:
     names, rungs = ladder_pictures(tmp_path, ["blur", "jpeg"], max_edge=30)
     assert names == ["a.png"] and len(rungs) == 2 * 9 and len({key for key, _ in rungs}) == 17
     assert rungs[0][1]().shape == (20, 30, 3) and np.ptp(rungs[8][1]()) < np.ptp(rungs[0][1]())
-    with pytest.raises(LabelError, match="Expected distortions out of"):
+    with pytest.raises(RatingError, match="Expected distortions out of"):
         check_distortions(["fog"])
-    with pytest.raises(LabelError, match="holds none"):
+    with pytest.raises(RatingError, match="holds none"):
         ladder_pictures(tmp_path / "none", ["blur"])
 
 

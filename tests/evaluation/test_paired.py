@@ -12,10 +12,10 @@ from evaluation_files import save_picture
 from scipy import stats
 
 from vqr1_metric.cli import main
-from vqr1_metric.evaluation.labels import LabelError
 from vqr1_metric.evaluation.paired import compare_paired, match_folders, scenes_needed, win_probabilities
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.functional.thurstone import win_probability
+from vqr1_metric.ratings import RatingError
 
 
 def test_sample_sizes_are_those_of_the_textbooks() -> None:
@@ -71,9 +71,9 @@ def test_folders_are_matched_by_name(tmp_path: Path) -> None:
     assert found == [("2.png", "2.png", "2.PNG"), ("x/1.png", "1.png", "1.jpg")]
     assert sorted(Path(problem.subject).name for problem in problems) == ["3.png", "4.png"]
     save_picture(tmp_path / "other" / "9.png", 0.5)
-    with pytest.raises(LabelError, match="no name is in both"):
+    with pytest.raises(RatingError, match="no name is in both"):
         match_folders(tmp_path / "before", tmp_path / "other")
-    with pytest.raises(LabelError, match="Expected a folder"):
+    with pytest.raises(RatingError, match="Expected a folder"):
         match_folders(tmp_path / "none", tmp_path / "other")
 
 

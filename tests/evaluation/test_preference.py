@@ -8,8 +8,8 @@ import pytest
 from evaluation_files import save_picture
 
 from vqr1_metric.cli import main
-from vqr1_metric.evaluation.labels import LabelError
-from vqr1_metric.evaluation.preference import Preference, preference_agreement, read_preferences
+from vqr1_metric.evaluation.preference import preference_agreement
+from vqr1_metric.ratings import Preference, RatingError, RatingSet, read_ratings
 
 
 def write(folder: Path, text: str) -> Path:
@@ -18,9 +18,17 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+def read_preferences(path: Path) -> RatingSet:
+    return read_ratings(path, strict=False, find=False)
+
+
 def test_pairs_by_hand(tmp_path: Path) -> None:
     votes = read_preferences(write(tmp_path, "a,b,votes_a,votes_b,scene\np,q,8,2,s\nq,r,3,7,s\np,r,5,5,t\n"))
-    assert votes.pairs[0] == Preference("s", "p", "q", 8.0, 2.0) and votes.images == ["p", "q", "r"]
+    assert votes.preferences[0] == Preference("p", "q", 8.0, 2.0, "s") and [image.name for image in votes.images] == [
+        "p",
+        "q",
+        "r",
+    ]
     found = preference_agreement(votes, {"p": 3.0, "q": 2.0, "r": 1.0}, resamples=100)
     assert (found["pairs"], found["scenes"], found["votes"]) == (3, 2, 30.0)
     assert found["votes_met"][0] == pytest.approx((8 + 3 + 5) / 30)
@@ -43,7 +51,7 @@ def test_single_votes(tmp_path: Path) -> None:
 def test_best_of_several_by_hand(tmp_path: Path) -> None:
     text = "image,scene,method,best_votes\na,s,m,6\nb,s,n,3\nc,s,o,1\nd,t,m,0\ne,t,n,4\nf,t,o,0\n"
     votes = read_preferences(write(tmp_path, text))
-    assert len(votes.pairs) == 5  # d against f got no vote
+    assert len(votes.preferences) == 5  # d against f got no vote
     found = preference_agreement(votes, {"a": 1.0, "b": 3.0, "c": 2.0, "d": 1.0, "e": 3.0, "f": 2.0}, resamples=50)
     assert found["best_met"][0] == pytest.approx((3 + 4) / 14)
     assert found["best_ceiling"][0] == pytest.approx((6 + 4) / 14)
@@ -62,10 +70,10 @@ def test_missing_scores_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_bad_rows_and_files(tmp_path: Path) -> None:
     bad = "p,p,1,1\nq,,1,1\nq,r,x,1\nq,r,0,0\nr,s,-1,2\n"
     votes = read_preferences(write(tmp_path, f"a,b,votes_a,votes_b\np,q,8,2\n{bad}"))
-    assert len(votes.pairs) == 1 and len(votes.problems) == 5
-    with pytest.raises(LabelError, match="Expected columns a, b, votes_a, votes_b or image, scene, best_votes"):
-        read_preferences(write(tmp_path, "image,mos\na,1\n"))
-    with pytest.raises(LabelError, match="at least one pair"):
+    assert len(votes.preferences) == 1 and len(votes.problems) == 5
+    with pytest.raises(RatingError, match="one with a, b, votes_a, votes_b"):
+        read_preferences(write(tmp_path, "image,place\na,1\n"))
+    with pytest.raises(RatingError, match="at least one pair"):
         read_preferences(write(tmp_path, "image,scene,best_votes\na,s,0\nb,s,0\n"))
 
 

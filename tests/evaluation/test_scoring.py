@@ -12,15 +12,15 @@ from stub_scorer import LinearBackend
 
 from vqr1_metric.evaluation import scoring
 from vqr1_metric.evaluation.baselines import BASELINES, baseline_scores
-from vqr1_metric.evaluation.labels import Item
 from vqr1_metric.evaluation.ladder import ladder_pictures
 from vqr1_metric.evaluation.pictures import reduce_short_edge
 from vqr1_metric.evaluation.thumbnails import thumbnail
+from vqr1_metric.ratings import RatedImage
 from vqr1_metric.scorer import QualityScorer
 
 
-def items(folder: Path, count: int) -> list[Item]:
-    return [Item(f"{i}.png", 0.0, path=save_picture(folder / f"{i}.png", (i + 1) / 26)) for i in range(count)]
+def items(folder: Path, count: int) -> list[RatedImage]:
+    return [RatedImage(f"{i}.png", path=save_picture(folder / f"{i}.png", (i + 1) / 26)) for i in range(count)]
 
 
 def test_cache_holds_pictures_by_content(tmp_path: Path) -> None:
@@ -28,8 +28,8 @@ def test_cache_holds_pictures_by_content(tmp_path: Path) -> None:
     scorer = QualityScorer(backend=backend)
     pictures = items(tmp_path, 3)
     (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
-    pictures.append(Item("copy.png", 0.0, path=tmp_path / "copy.png"))
-    pictures.append(Item("gone.png", 0.0, path=tmp_path / "gone.png"))
+    pictures.append(RatedImage("copy.png", path=tmp_path / "copy.png"))
+    pictures.append(RatedImage("gone.png", path=tmp_path / "gone.png"))
     done = []
     rows = scoring.score_items(scorer, pictures, tmp_path / "cache", progress=done.append)
     assert backend.pictures == 3 and sum(done) == 4
@@ -71,7 +71,7 @@ def test_pictures_are_reduced_to_the_short_edge(tmp_path: Path) -> None:
     backend = LinearBackend()
     large = save_picture(tmp_path / "large.png", 0.5, (90, 60))
     small = save_picture(tmp_path / "small.png", 0.5, (20, 24))
-    pictures = [Item("large.png", 0.0, path=large), Item("small.png", 0.0, path=small)]
+    pictures = [RatedImage("large.png", path=large), RatedImage("small.png", path=small)]
     scoring.score_items(QualityScorer(backend=backend), pictures, tmp_path / "cache", short_edge=30)
     assert sorted(backend.sizes) == [(24, 20), (30, 45)]
     assert reduce_short_edge(Image.new("RGB", (1001, 1500)), 768).size == (768, 1151)
@@ -90,7 +90,7 @@ def test_a_file_of_floats_is_a_picture_everywhere(tmp_path: Path) -> None:
     assert baseline_scores(floats) == pytest.approx(baseline_scores(eight))
     assert baseline_scores(floats, 30) == pytest.approx(baseline_scores(eight, 30))
     scorer = QualityScorer(backend=LinearBackend())
-    rows = scoring.score_items(scorer, [Item("b.tif", 0.0, path=floats)], tmp_path / "cache", short_edge=30)
+    rows = scoring.score_items(scorer, [RatedImage("b.tif", path=floats)], tmp_path / "cache", short_edge=30)
     assert rows[0]["error"] is None and scorer.backend.sizes == [(30, 45)]
     assert ladder_pictures(floats.parent, ["blur"])[1][1][1]().dtype == np.uint8
     assert thumbnail(floats, tmp_path / "cache") == thumbnail(eight, tmp_path / "cache")

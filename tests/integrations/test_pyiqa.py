@@ -15,7 +15,6 @@ import torch
 from empty_torchvision import empty_torchvision
 
 from vqr1_metric import QualityScorer
-from vqr1_metric.evaluation.labels import LabelError
 from vqr1_metric.evaluation.peers import pyiqa_metric
 from vqr1_metric.images import load_image
 
@@ -25,6 +24,7 @@ with empty_torchvision():
     )
 
 from vqr1_metric.integrations.pyiqa import NAMES, register
+from vqr1_metric.ratings import RatingError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*only .*% of the model's answers")
 
@@ -89,7 +89,7 @@ def test_evaluation_runs_a_metric_of_pyiqa(name: str, sign: int) -> None:
 
 
 def test_evaluation_refuses_a_metric_that_needs_a_reference() -> None:
-    with pytest.raises(LabelError, match="needs no reference, but 'psnr' does"):
+    with pytest.raises(RatingError, match="needs no reference, but 'psnr' does"):
         pyiqa_metric("psnr")
 
 

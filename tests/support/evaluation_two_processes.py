@@ -8,14 +8,15 @@ import torch
 from stub_scorer import LinearBackend
 
 from vqr1_metric.evaluation import scoring
-from vqr1_metric.evaluation.labels import Item, find_pictures
+from vqr1_metric.ratings import RatedImage
+from vqr1_metric.ratings.lookup import image_files
 from vqr1_metric.scorer import QualityScorer
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, cache = map(Path, sys.argv[1:3])
     scoring.CHUNK = 4
-    items = [Item(path.name, 0.0, path=path) for path in find_pictures(folder)]
+    items = [RatedImage(path.name, path=path) for path in image_files(folder)]
     backend = LinearBackend()
     rows = scoring.score_items(QualityScorer(backend=backend), items, cache)
     print(json.dumps({"pictures": backend.pictures, "rows": rows}))

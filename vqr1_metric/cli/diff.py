@@ -33,15 +33,15 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("vqr1 diff needs SciPy: pip install 'vqr1-metric[evaluate]'") from None
     if args.output is not None and not args.output.parent.is_dir():
         raise CommandError(f"no folder {str(args.output.parent)!r} to write {args.output.name!r} into")
-    from vqr1_metric.evaluation.labels import Item
     from vqr1_metric.evaluation.paired import compare_paired, match_folders, win_probabilities
     from vqr1_metric.evaluation.scoring import score_items, scorer_identity
+    from vqr1_metric.ratings import RatedImage
 
     scenes, problems = match_folders(args.before, args.after)
     for problem in problems:
         print(f"vqr1: {problem.subject}: {problem.detail}", file=sys.stderr)
     scorer = build_scorer(args)
-    items = [Item(scene, 0.0, path=path) for scene, *paths in scenes for path in paths]
+    items = [RatedImage(scene, path=path) for scene, *paths in scenes for path in paths]
     with tempfile.TemporaryDirectory() as folder, progress(len(items), silent=args.silent) as bar:
         rows = score_items(scorer, items, args.cache or Path(folder), progress=bar.update)
     before, after = rows[::2], rows[1::2]

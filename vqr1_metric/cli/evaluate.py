@@ -12,8 +12,8 @@ from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.options import add_bootstrap_options, add_model_options, build_scorer, positive
 
 if TYPE_CHECKING:
-    from vqr1_metric.evaluation.labels import LabelSet
     from vqr1_metric.evaluation.run import Settings
+    from vqr1_metric.ratings import RatingSet
     from vqr1_metric.scorer import QualityScorer
 
 _WHAT = ("labels", "dataset", "suite", "preferences", "ladder")
@@ -41,7 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--images", type=Path, metavar="DIR", help="the pictures of a file (default: beside the file)")
     what.add_argument("--root", type=Path, metavar="DIR", help="the folder of --dataset, or that of all data sets")
     what.add_argument("--split", metavar="NAME", help="train, val, test or all (default: the official test split)")
-    what.add_argument("--lower-is-better", action="store_true", help="the labels are DMOS: lower means better")
+    what.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="ROLE=HEADER",
+        help="a column of the labels that is called otherwise: mos=MOS_z, image=file, std, scene, method, split, ...",
+    )
+    direction = what.add_mutually_exclusive_group()
+    direction.add_argument("--lower-is-better", action="store_true", help="lower labels mean better, as of most DMOS")
+    direction.add_argument("--higher-is-better", action="store_true", help="higher labels do, though called dmos")
     what.add_argument("--distortion", action="append", metavar="NAME", help="of --ladder (default: all)")
     what.add_argument("--max-edge", type=positive, metavar="N", help="reduce the pictures of --ladder first")
     who = parser.add_argument_group("what to evaluate")
@@ -91,7 +100,7 @@ def _run_labels(args: argparse.Namespace, settings: Settings) -> int:
     peers = make_peers(args)
     args.output.mkdir(parents=True, exist_ok=True)
     scorer = _scorer(args)
-    scored = [columns(args, scorer, peers, labels.items, labels.name, labels.short_edge) for labels in sets]
+    scored = [columns(args, scorer, peers, labels.images, labels.name, labels.short_edge) for labels in sets]
     if process_rank()[0] > 0:
         return 0  # its share of the pictures is scored; the first process writes
     found: list[dict[str, Any]] = []
@@ -160,17 +169,15 @@ def _check(args: argparse.Namespace) -> None:
         raise CommandError("vqr1 evaluate needs SciPy: pip install 'vqr1-metric[evaluate]'") from None
 
 
-def _label_sets(args: argparse.Namespace) -> list[LabelSet]:
-    from vqr1_metric.evaluation.datasets import find_folder, get_dataset, suite
-    from vqr1_metric.evaluation.labels import attach
-    from vqr1_metric.evaluation.readers import read_labels
+def _label_sets(args: argparse.Namespace) -> list[RatingSet]:
+    from vqr1_metric.ratings.datasets import find_folder, get_dataset, suite
 
     if args.labels:
-        labels = read_labels(args.labels, lower_is_better=True if args.lower_is_better else None)
-        complete = len(labels)
-        labels = labels.take_split(args.split or "all")
-        folder = args.images or args.labels.parent
-        return [_not_empty(attach(labels, folder, report_unlabelled=len(labels) == complete), folder)]
+        labels = read_label_file(args.labels, args)
+        if labels.preferences:
+            raise CommandError(f"{args.labels}: holds votes, not scores of pictures: give it with --preferences")
+        _ = labels.quality  # the direction of a dmos column must be told
+        return [_not_empty(part, args.images or args.labels.parent) for part in labels.by_dataset()]
     if not args.root.is_dir():
         obtain = f". {get_dataset(args.dataset).how_to_get()}" if args.dataset else ""
         raise CommandError(f"no folder {str(args.root)!r}{obtain}")
@@ -190,15 +197,26 @@ def _label_sets(args: argparse.Namespace) -> list[LabelSet]:
     return sets
 
 
-def _not_empty(labels: LabelSet, folder: Path) -> LabelSet:
-    if not labels.items:
+def read_label_file(path: Path, args: argparse.Namespace) -> RatingSet:
+    """A label file as the options say."""
+    from vqr1_metric.ratings import read_ratings
+
+    lower = True if args.lower_is_better else False if args.higher_is_better else None
+    columns = {role: header or None for role, _, header in (told.partition("=") for told in args.column)}
+    return read_ratings(
+        path, args.images, strict=False, columns=columns, lower_is_better=lower, split=args.split or "all"
+    )
+
+
+def _not_empty(labels: RatingSet, folder: Path) -> RatingSet:
+    if not labels.images:
         names = ", ".join(problem.subject for problem in labels.problems[:3])
         raise CommandError(f"none of the pictures of {labels.name} is in {str(folder)!r} ({names}, ...)")
     return labels
 
 
 def _listing() -> str:
-    from vqr1_metric.evaluation.datasets import DATASETS
+    from vqr1_metric.ratings.datasets import DATASETS
 
     lines = []
     for dataset in DATASETS.values():

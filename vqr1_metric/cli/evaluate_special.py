@@ -10,41 +10,42 @@ from typing import Any
 import numpy as np
 
 from vqr1_metric.cli import CommandError
+from vqr1_metric.cli.evaluate import read_label_file
 from vqr1_metric.cli.scorers import cache_folder, columns, make_peers, model_name, progress_bar, with_bar
 from vqr1_metric.evaluation.baselines import BASELINES, LUMA
-from vqr1_metric.evaluation.labels import Item, LabelSet, attach, count_problems, problems_text
 from vqr1_metric.evaluation.ladder import check_distortions, ladder_pictures, ladder_statistics, ladder_table
-from vqr1_metric.evaluation.preference import preference_agreement, read_preferences
+from vqr1_metric.evaluation.preference import preference_agreement
 from vqr1_metric.evaluation.run import Settings, provenance
 from vqr1_metric.evaluation.scoring import process_rank, score_pictures, scorer_identity
 from vqr1_metric.evaluation.tables import made_with_text, table, write_json, write_text
 from vqr1_metric.images.distortions import LEVELS
+from vqr1_metric.ratings.sets import count_problems, problems_text
 from vqr1_metric.scorer import QualityScorer
 
 
 def run_preferences(args: argparse.Namespace, scorer: QualityScorer | None, settings: Settings, command: str) -> int:
     """Agreement with votes."""
-    preferences = read_preferences(args.preferences)
-    labels = LabelSet(preferences.name, tuple(Item(name, math.nan) for name in preferences.images))
-    labels = attach(labels, args.images or args.preferences.parent)
+    labels = read_label_file(args.preferences, args)
+    if not labels.preferences:
+        raise CommandError(f"{args.preferences}: holds scores of pictures, not votes: give it with --labels")
     peers = make_peers(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    scorers = columns(args, scorer, peers, labels.items, preferences.name)
+    scorers = columns(args, scorer, peers, labels.images, labels.name)
     if process_rank()[0] > 0:
         return 0
     found = {}
     for column in scorers:
-        scores = {item.image: score for item, score in zip(labels.items, column.scores, strict=True)}
-        found[column.name] = {"kind": column.kind, **preference_agreement(preferences, scores, **asdict(settings))}
+        scores = {item.name: score for item, score in zip(labels.images, column.scores, strict=True)}
+        found[column.name] = {"kind": column.kind, **preference_agreement(labels, scores, **asdict(settings))}
     made_with = provenance(command, settings, {"model": scorers[0].identity})
-    problems = [*preferences.problems, *labels.problems]
+    problems = labels.problems
     results = {
         "made_with": made_with,
-        "preferences": preferences.name,
+        "preferences": labels.name,
         "problems": [asdict(problem) for problem in problems],
         "scorers": found,
     }
-    text = f"## {preferences.name}\n\n{_preference_text(found)}"
+    text = f"## {labels.name}\n\n{_preference_text(found)}"
     if problems:
         text += f"\n- Left out or noted (listed in results.json): {problems_text(count_problems(problems))}.\n"
     _finish(args, results, text)

@@ -12,10 +12,10 @@ from typing import Any
 from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.options import progress
 from vqr1_metric.evaluation.baselines import BASELINES, baseline_scores
-from vqr1_metric.evaluation.labels import Item
 from vqr1_metric.evaluation.peers import match_scores, pyiqa_metric, read_scores
 from vqr1_metric.evaluation.run import Column
 from vqr1_metric.evaluation.scoring import process_rank, score_items, scorer_identity
+from vqr1_metric.ratings import RatedImage
 from vqr1_metric.scorer import QualityScorer
 
 
@@ -58,7 +58,7 @@ def columns(
     args: argparse.Namespace,
     scorer: QualityScorer | None,
     peers: Peers,
-    items: Sequence[Item],
+    items: Sequence[RatedImage],
     name: str,
     short_edge: int | None = None,
 ) -> list[Column]:
@@ -122,7 +122,7 @@ def with_bar(args: argparse.Namespace, name: str, things: Iterable, function: Ca
 
 
 def _from_file(
-    name: str, scores: dict[str, dict], args: argparse.Namespace, items: Sequence[Item], dataset: str
+    name: str, scores: dict[str, dict], args: argparse.Namespace, items: Sequence[RatedImage], dataset: str
 ) -> Column:
     rows = match_scores(scores, items)
     if not any(rows):

@@ -14,10 +14,11 @@ from PIL import Image
 from scipy import stats
 
 from vqr1_metric.evaluation.agreement import percentile_interval, resample
-from vqr1_metric.evaluation.labels import LabelError, find_pictures
 from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.evaluation.scoring import picture_hash
 from vqr1_metric.images.distortions import DISTORTIONS, LEVELS, distort
+from vqr1_metric.ratings import RatingError
+from vqr1_metric.ratings.lookup import image_files
 
 Rung = tuple[str, Callable[[], np.ndarray]]
 
@@ -26,7 +27,7 @@ def check_distortions(names: Sequence[str] | None) -> list[str]:
     """The distortions asked for, all of them for None."""
     unknown = sorted(set(names or ()) - set(DISTORTIONS))
     if unknown:
-        raise LabelError(f"Expected distortions out of {', '.join(DISTORTIONS)}; but got {', '.join(unknown)}.")
+        raise RatingError(f"Expected distortions out of {', '.join(DISTORTIONS)}; but got {', '.join(unknown)}.")
     return list(names or DISTORTIONS)
 
 
@@ -41,9 +42,9 @@ def ladder_pictures(
         seed: of the noise.
         max_edge: pictures are reduced to this longer edge before they are distorted.
     """
-    paths = find_pictures(folder) if folder.is_dir() else []
+    paths = image_files(folder) if folder.is_dir() else []
     if not paths:
-        raise LabelError(f"Expected a folder of undistorted pictures, but {str(folder)!r} holds none.")
+        raise RatingError(f"Expected a folder of undistorted pictures, but {str(folder)!r} holds none.")
     rungs: list[Rung] = []
     for path in paths:
         key = f"{picture_hash(path)}:{max_edge or 'full'}"

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from vqr1_metric.evaluation.agreement import STATISTICS
-from vqr1_metric.evaluation.labels import LabelSet, problems_text
 from vqr1_metric.evaluation.plots import Plot, histogram
 from vqr1_metric.evaluation.run import Column
 from vqr1_metric.evaluation.tables import HEADINGS, jsonable, short, value_and_interval
 from vqr1_metric.evaluation.thumbnails import SIZE, thumbnail
 from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE, STEPS_PER_UNIT
+from vqr1_metric.ratings.sets import RatingSet, problems_text
 
 #: A distribution is drawn with bars a tenth of a score wide.
 _BINS = 40
@@ -77,7 +77,7 @@ def report_page(
 
 def evaluation_page(
     sets: Sequence[dict[str, Any]],
-    data: Sequence[tuple[LabelSet, Sequence[Column]]],
+    data: Sequence[tuple[RatingSet, Sequence[Column]]],
     made_with: dict[str, Any],
     cache: Path,
 ) -> str:
@@ -176,14 +176,14 @@ def _bars(probabilities: Sequence[float] | None) -> list[int] | None:
     return [round(99 * value / max(sums)) for value in sums]
 
 
-def scatter(row: dict[str, Any], column: Column, labels: LabelSet) -> Plot | None:
+def scatter(row: dict[str, Any], column: Column, labels: RatingSet) -> Plot | None:
     """Scores against opinions with the fitted maps; None without a score.
 
     Args:
         row: of the scorer, in the results of :func:`vqr1_metric.evaluation.run.evaluate`.
     """
     points = [
-        (score, item.mos) for score, item in zip(column.scores, labels.items, strict=True) if not math.isnan(score)
+        (score, item.mos) for score, item in zip(column.scores, labels.images, strict=True) if not math.isnan(score)
     ]
     if not points:
         return None
@@ -230,8 +230,8 @@ def _figures(found: dict[str, Any] | None) -> str:
     )
 
 
-def _worst(row: dict[str, Any], labels: LabelSet, cache: Path) -> list[dict[str, Any]]:
-    paths = {item.image: item.path for item in labels.items}
+def _worst(row: dict[str, Any], labels: RatingSet, cache: Path) -> list[dict[str, Any]]:
+    paths = {item.name: item.path for item in labels.images}
     return [
         {
             **entry,

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from vqr1_metric.evaluation.agreement import percentile_interval, resample
-from vqr1_metric.evaluation.labels import LabelError, Problem, find_pictures
 from vqr1_metric.evaluation.significance import two_sided
+from vqr1_metric.ratings import Problem, RatingError
+from vqr1_metric.ratings.lookup import image_files
 
 #: The sample size asked for finds a real difference of the size seen this often.
 POWER = 0.8
@@ -148,15 +149,15 @@ def match_folders(before: Path, after: Path) -> tuple[list[tuple[str, Path, Path
     A scene is the path below the folder without its suffix, in any case: ``a/1.png`` and ``a/1.jpg`` belong together.
 
     Raises:
-        LabelError: if no scene is in both.
+        RatingError: if no scene is in both.
     """
     tables = []
     problems = []
     for folder in (before, after):
         if not folder.is_dir():
-            raise LabelError(f"Expected a folder of pictures, but {str(folder)!r} is none.")
+            raise RatingError(f"Expected a folder of pictures, but {str(folder)!r} is none.")
         table: dict[str, Path] = {}
-        for path in find_pictures(folder):
+        for path in image_files(folder):
             scene = path.relative_to(folder).with_suffix("").as_posix().lower()
             if scene in table:
                 problems.append(Problem("duplicate", str(path), "another picture has its name: left out"))
@@ -169,7 +170,7 @@ def match_folders(before: Path, after: Path) -> tuple[list[tuple[str, Path, Path
         problems += [Problem("missing picture", str(path), f"no partner in {folder}: left out") for path in lonely]
     shared = [(path.relative_to(before).as_posix(), path, second[s]) for s, path in first.items() if s in second]
     if not shared:
-        raise LabelError(
+        raise RatingError(
             f"Expected pictures of the same name in {str(before)!r} ({len(first)} pictures) and {str(after)!r} "
             f"({len(second)} pictures), but no name is in both."
         )

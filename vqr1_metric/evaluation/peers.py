@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from vqr1_metric.evaluation.labels import Item, LabelError
 from vqr1_metric.evaluation.pictures import load_picture
-from vqr1_metric.evaluation.readers import find_column, parse_number, read_table
 from vqr1_metric.functional.distribution import GRID_SIZE
 from vqr1_metric.images import ImageError, load_image
+from vqr1_metric.ratings.parse import find_columns
+from vqr1_metric.ratings.sets import RatedImage, RatingError
+from vqr1_metric.ratings.tables import parse_number, read_table
 
 #: Columns that a file of scores may have beside the score.
 _NUMBERS = ("std", "low", "high", "coverage", "tag_probability")
@@ -28,7 +29,7 @@ def read_scores(path: str | Path) -> dict[str, dict]:
             ``image score`` lines, or ``.jsonl``.
 
     Raises:
-        LabelError: for a file that holds no scores.
+        RatingError: for a file that holds no scores.
     """
     path = Path(path)
     found: dict[str, dict] = {}
@@ -41,15 +42,16 @@ def read_scores(path: str | Path) -> dict[str, dict]:
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    rows, decimal_comma = read_table(path)
+    table = read_table(path)
+    rows, decimal_comma = [cells for _, cells in table.rows], table.decimal_comma
     if not rows:
-        raise LabelError(f"Expected scores in {str(path)!r}, but it is empty.")
-    image = find_column(rows[0], "image")
+        raise RatingError(f"Expected scores in {str(path)!r}, but it is empty.")
+    image = find_columns(rows[0], {}, path).get("image")
     header = [cell.strip().lower() for cell in rows[0]]
     score = next((header.index(name) for name in ("score", "prediction", "pred", "value") if name in header), None)
     if image is None or score is None:
         if len(rows[0]) < 2 or math.isnan(parse_number(rows[0][-1], decimal_comma)):
-            raise LabelError(f"Expected columns image and score in {str(path)!r}, but got {', '.join(rows[0])}.")
+            raise RatingError(f"Expected columns image and score in {str(path)!r}, but got {', '.join(rows[0])}.")
         yield from ((" ".join(row[:-1]), {"score": parse_number(row[-1], decimal_comma)}) for row in rows if row[1:])
         return
     numbers = {name: header.index(name) for name in _NUMBERS if name in header}
@@ -67,14 +69,14 @@ def _table_rows(path: Path) -> Iterator[tuple[str, dict]]:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict]]:
     if not path.is_file():
-        raise LabelError(f"Expected a file, but {str(path)!r} is none.")
+        raise RatingError(f"Expected a file, but {str(path)!r} is none.")
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             if line.strip():
                 row = json.loads(line)
                 yield str(row.get("path") or row["image"]), _checked(row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LabelError(
+            raise RatingError(
                 f"Expected JSON objects with path and score in {str(path)!r}, but line {number} is none ({error})."
             ) from None
 
@@ -93,15 +95,15 @@ def _checked(row: dict) -> dict:
     return {**row, **dict.fromkeys(_NUMBERS), **numbers, "score": score, "probabilities": probabilities}
 
 
-def match_scores(scores: dict[str, dict], items: Sequence[Item]) -> list[dict | None]:
+def match_scores(scores: dict[str, dict], items: Sequence[RatedImage]) -> list[dict | None]:
     """The row of each picture: by its path, its name in the labels, or either file name if it is unique; else None."""
     by_name: dict[str, dict | None] = {}
     for name, row in scores.items():
         by_name[_file_name(name)] = None if _file_name(name) in by_name else row
     return [
         scores.get(str(item.path))
-        or scores.get(item.image)
-        or by_name.get(_file_name(item.image))
+        or scores.get(item.name)
+        or by_name.get(_file_name(item.name))
         or by_name.get(_file_name(str(item.path)))
         for item in items
     ]
@@ -117,24 +119,24 @@ def pyiqa_metric(name: str, device: str | None = None) -> Callable[[Path, int | 
     The row has ``score``, higher meaning better, or NaN and ``error``, why there is none.
 
     Raises:
-        LabelError: without pyiqa, for a name it does not know or a metric that needs a reference, and where pyiqa
+        RatingError: without pyiqa, for a name it does not know or a metric that needs a reference, and where pyiqa
             cannot make the metric (its weights cannot be had, another package is missing).
     """
     try:
         pyiqa = importlib.import_module("pyiqa")
     except ImportError as error:
-        raise LabelError(
+        raise RatingError(
             f"Expected pyiqa for --pyiqa {name}, but it cannot be imported ({error}): pip install pyiqa"
         ) from None
     if name not in pyiqa.list_models():
-        raise LabelError(f"Expected a metric that pyiqa knows, but got {name!r}; pyiqa.list_models() lists them.")
+        raise RatingError(f"Expected a metric that pyiqa knows, but got {name!r}; pyiqa.list_models() lists them.")
     if name not in pyiqa.list_models(metric_mode="NR"):
-        raise LabelError(f"Expected a metric of pyiqa that needs no reference, but {name!r} does.")
+        raise RatingError(f"Expected a metric of pyiqa that needs no reference, but {name!r} does.")
     try:
         metric = pyiqa.create_metric(name, **({} if device is None else {"device": device}))
     # Whatever it is (no network, a package it wants, a broken file of weights), pyiqa's words say it best.
     except Exception as error:
-        raise LabelError(
+        raise RatingError(
             f"Expected pyiqa to make its metric {name}, but it cannot ({type(error).__name__}: {error})."
         ) from error
     sign = -1.0 if metric.lower_better else 1.0

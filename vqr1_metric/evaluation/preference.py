@@ -10,139 +10,17 @@ The ceiling: people disagree, so even the scorer that always sides with the majo
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vqr1_metric.evaluation.agreement import percentile_interval, resample
-from vqr1_metric.evaluation.labels import LabelError, Problem
-from vqr1_metric.evaluation.readers import find_column, parse_number, read_table
-
-_A = ("a", "imagea", "first", "left")
-_B = ("b", "imageb", "second", "right")
-_VOTES_A = ("votesa", "awins", "a_votes", "firstvotes")
-_VOTES_B = ("votesb", "bwins", "b_votes", "secondvotes")
-_BEST = ("bestvotes", "votes", "wins")
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Votes between two versions.
-
-    Args:
-        scene: what both show; resampling draws whole scenes.
-        a, b: names of the pictures.
-        votes_a, votes_b: how many preferred each; both may be fractions.
-    """
-
-    scene: str
-    a: str
-    b: str
-    votes_a: float
-    votes_b: float
-
-
-@dataclass(frozen=True)
-class PreferenceSet:
-    """Preferences of one file.
-
-    Args:
-        name: as tables call it.
-        pairs: all pairs with at least one vote.
-        choices: scene -> picture -> votes for best, where the votes were for the best of several.
-        problems: rows that were left out.
-    """
-
-    name: str
-    pairs: tuple[Preference, ...]
-    choices: Mapping[str, Mapping[str, float]]
-    problems: tuple[Problem, ...] = ()
-
-    @property
-    def images(self) -> list[str]:
-        """Every picture's name once, in the order of the file."""
-        return list(dict.fromkeys(name for pair in self.pairs for name in (pair.a, pair.b)))
-
-
-def read_preferences(path: str | Path) -> PreferenceSet:
-    """Preferences of a table with the columns ``a, b, votes_a, votes_b`` (the last two may be missing: then each row is
-    one vote for ``a``) and optionally ``scene``, or ``image, scene, best_votes`` (votes for the best of each scene).
-
-    Raises:
-        LabelError: for a file with neither.
-    """
-    path = Path(path)
-    rows, decimal_comma = read_table(path)
-    if not rows:
-        raise LabelError(f"Expected preferences in {str(path)!r}, but it is empty.")
-    keys = ["".join(letter for letter in cell.lower() if letter.isalnum()) for cell in rows[0]]
-
-    def column(names: Sequence[str]) -> int | None:
-        return next((keys.index(name) for name in names if name in keys), None)
-
-    scene = find_column(rows[0], "scene")
-    if column(_A) is not None and column(_B) is not None:
-        return _pairs(path, rows, [column(_A), column(_B), column(_VOTES_A), column(_VOTES_B), scene], decimal_comma)
-    image, votes = find_column(rows[0], "image"), column(_BEST)
-    if image is None or votes is None or scene is None:
-        raise LabelError(
-            f"Expected columns a, b, votes_a, votes_b or image, scene, best_votes in {str(path)!r}, but got "
-            f"{', '.join(rows[0])}."
-        )
-    return _best_of(path, rows, image, scene, votes, decimal_comma)
-
-
-def _cell(row: Sequence[str], column: int | None) -> str:
-    return row[column].strip() if column is not None and column < len(row) else ""
-
-
-def _pairs(path: Path, rows, columns: list[int | None], decimal_comma: bool) -> PreferenceSet:
-    pairs, problems = [], []
-    counted = columns[2] is not None and columns[3] is not None
-    for number, row in enumerate(rows[1:], 2):
-        a, b, first, second, scene = (_cell(row, column) for column in columns)
-        votes = (parse_number(first, decimal_comma), parse_number(second, decimal_comma)) if counted else (1.0, 0.0)
-        if not a or not b or a == b or not all(vote >= 0 for vote in votes) or not sum(votes):
-            problems.append(Problem("bad row", f"row {number}", "needs two pictures and a vote: left out"))
-            continue
-        pairs.append(Preference(scene or f"row {number}", a, b, *votes))
-    return _checked(path, pairs, {}, problems)
-
-
-def _best_of(path: Path, rows, image: int, scene: int, votes: int, decimal_comma: bool) -> PreferenceSet:
-    choices: dict[str, dict[str, float]] = defaultdict(dict)
-    problems = []
-    for number, row in enumerate(rows[1:], 2):
-        name, place, count = _cell(row, image), _cell(row, scene), parse_number(_cell(row, votes), decimal_comma)
-        if not name or not place or not count >= 0:
-            detail = "needs a picture, a scene and votes: left out"
-            problems.append(Problem("bad row", name or f"row {number}", detail))
-        elif name in choices[place]:
-            problems.append(Problem("duplicate", name, "occurs twice in its scene: the first row counts"))
-        else:
-            choices[place][name] = count
-    pairs = [
-        Preference(place, a, b, found[a], found[b])
-        for place, found in choices.items()
-        for a, b in combinations(found, 2)
-        if found[a] + found[b] > 0
-    ]
-    return _checked(path, pairs, {place: dict(found) for place, found in choices.items()}, problems)
-
-
-def _checked(path: Path, pairs, choices, problems) -> PreferenceSet:
-    if not pairs:
-        raise LabelError(f"Expected at least one pair of pictures with a vote in {str(path)!r}, but found none.")
-    return PreferenceSet(path.stem, tuple(pairs), choices, tuple(problems))
+from vqr1_metric.ratings import Preference, RatingSet
 
 
 def preference_agreement(
-    preferences: PreferenceSet,
+    preferences: RatingSet,
     scores: Mapping[str, float],
     *,
     level: float = 0.95,
@@ -166,8 +44,8 @@ def preference_agreement(
         - ``best_met``, ``best_ceiling``, ``best_chance``: share of the votes for best that went to the picture with the
           highest score, to the one with most votes, to a random one; None for pairs.
     """
-    known = [p for p in preferences.pairs if _score(scores, p.a) is not None and _score(scores, p.b) is not None]
-    left_out = len(preferences.pairs) - len(known)
+    known = [p for p in preferences.preferences if _score(scores, p.a) is not None and _score(scores, p.b) is not None]
+    left_out = len(preferences.preferences) - len(known)
     if not known:
         return {"pairs": 0, "scenes": 0, "votes": 0.0, "left_out": left_out, "reason": "no pair has two scores"}
     scenes = list(dict.fromkeys(pair.scene for pair in known))

@@ -14,9 +14,9 @@ import numpy as np
 from vqr1_metric import __version__
 from vqr1_metric.evaluation.agreement import CURVES, agreement, fit
 from vqr1_metric.evaluation.calibration import calibration
-from vqr1_metric.evaluation.labels import LabelSet, Problem, count_problems
 from vqr1_metric.evaluation.published import SOURCE, published_rows
 from vqr1_metric.evaluation.significance import compare_scorers, holm
+from vqr1_metric.ratings.sets import Problem, RatingSet, count_problems
 
 #: So many pictures on which scorer and people disagree most are shown.
 WORST = 12
@@ -62,7 +62,7 @@ class Settings:
     seed: int = 0
 
 
-def evaluate(labels: LabelSet, columns: Sequence[Column], settings: Settings | None = None) -> dict[str, Any]:
+def evaluate(labels: RatingSet, columns: Sequence[Column], settings: Settings | None = None) -> dict[str, Any]:
     """Everything about one data set.
 
     The first column is the one the others are compared with.
@@ -73,7 +73,7 @@ def evaluate(labels: LabelSet, columns: Sequence[Column], settings: Settings | N
     """
     settings = settings or Settings()
     opinions = labels.quality
-    scenes = [item.scene for item in labels.items] if labels.has_scenes else None
+    scenes = [image.scene for image in labels.images] if labels.has_scenes else None
     problems = list(labels.problems)
     scorers = []
     for column in columns:
@@ -98,7 +98,7 @@ def evaluate(labels: LabelSet, columns: Sequence[Column], settings: Settings | N
             "expected": labels.expected,
             "lower_is_better": labels.lower_is_better,
             "short_edge": labels.short_edge,
-            "scenes": len({item.scene for item in labels.items if item.scene}) if scenes else 0,
+            "scenes": len({image.scene for image in labels.images if image.scene}) if scenes else 0,
             "problem_counts": count_problems(problems),
             "problems": [asdict(problem) for problem in problems],
         },
@@ -128,12 +128,12 @@ def _agreement_json(found) -> dict[str, Any]:
     return {**table, "intervals": {name: list(ends) for name, ends in table["intervals"].items()}}
 
 
-def _without_score(column: Column, labels: LabelSet) -> list[Problem]:
+def _without_score(column: Column, labels: RatingSet) -> list[Problem]:
     problems = []
-    for item, row, score in zip(labels.items, column.rows, column.scores, strict=True):
+    for item, row, score in zip(labels.images, column.rows, column.scores, strict=True):
         if math.isnan(score):
             why = "not in the file of scores" if row is None else row.get("error") or "its score is not a number"
-            problems.append(Problem("no score", item.image, f"{column.name}: {why}"))
+            problems.append(Problem("no score", item.name, f"{column.name}: {why}"))
     return problems
 
 
@@ -152,7 +152,7 @@ def _calibrate(column: Column, opinions: Sequence[float]) -> dict[str, Any] | No
     )
 
 
-def _fitted(column: Column, labels: LabelSet) -> dict[str, Any] | None:
+def _fitted(column: Column, labels: RatingSet) -> dict[str, Any] | None:
     """Points of the fitted maps, for the scatter plot, in the labels' own direction and units."""
     x, y = np.asarray(column.scores), np.asarray(labels.quality)
     known = np.isfinite(x)
@@ -164,7 +164,7 @@ def _fitted(column: Column, labels: LabelSet) -> dict[str, Any] | None:
     return {"x": at.tolist(), **{f"y_{name}": (sign * values).tolist() for name, values in curves.items()}}
 
 
-def _worst(column: Column, labels: LabelSet) -> list[dict[str, Any]]:
+def _worst(column: Column, labels: RatingSet) -> list[dict[str, Any]]:
     """Pictures whose mapped score is furthest from the opinion, in the labels' own direction and units."""
     x, y = np.asarray(column.scores), np.asarray(labels.quality)
     known = np.flatnonzero(np.isfinite(x))
@@ -176,8 +176,8 @@ def _worst(column: Column, labels: LabelSet) -> list[dict[str, Any]]:
     order = sorted(mapped, key=lambda i: (-abs(mapped[i] - y[i]), i))[:WORST]
     return [
         {
-            "image": labels.items[i].image,
-            "mos": labels.items[i].mos,
+            "image": labels.images[i].name,
+            "mos": labels.images[i].mos,
             "score": column.values("score")[i],
             "expected": sign * mapped[i],
             "overrated": bool(mapped[i] > y[i]),

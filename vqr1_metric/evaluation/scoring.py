@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from vqr1_metric import score_files
-from vqr1_metric.evaluation.labels import Item
 from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.images import ImageError, ImageLike
 from vqr1_metric.protocol import PROMPT_VERSION
+from vqr1_metric.ratings import RatedImage
 from vqr1_metric.scorer import QualityScorer
 
 #: Pictures that one process scores before it writes. A multiple of no batch size matters: batches form within it.
@@ -92,7 +92,7 @@ class ScoreCache:
 
 def score_items(
     scorer: QualityScorer,
-    items: Sequence[Item],
+    items: Sequence[RatedImage],
     cache: Path,
     short_edge: int | None = None,
     progress: Callable[[int], object] = lambda count: None,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vqr1_metric.evaluation.agreement import STATISTICS
-from vqr1_metric.evaluation.labels import LabelSet, problems_text
 from vqr1_metric.evaluation.run import Column
+from vqr1_metric.ratings.sets import RatingSet, problems_text
 from vqr1_metric.score_files import cell
 
 #: Statistics of the Markdown table and their headings; CSV and JSON hold all of them.
@@ -79,13 +79,13 @@ def write_table_csv(path: Path, sets: Sequence[dict[str, Any]], made_with: dict[
     _write_csv(path, columns, lines)
 
 
-def write_scores_csv(path: Path, labels: LabelSet, columns: Sequence[Column]) -> None:
+def write_scores_csv(path: Path, labels: RatingSet, columns: Sequence[Column]) -> None:
     """One line for each picture: label and every scorer's score, as they are (no direction turned)."""
     header = ["image", "mos", "std", "scene", "method", "split", *(cell(column.name) for column in columns)]
     scores = [column.values("score") for column in columns]
     lines = [
         [
-            cell(item.image),
+            cell(item.name),
             _number(item.mos),
             _number(item.std),
             cell(item.scene or ""),
@@ -93,7 +93,7 @@ def write_scores_csv(path: Path, labels: LabelSet, columns: Sequence[Column]) ->
             cell(item.split or ""),
             *(_number(values[i]) for values in scores),
         ]
-        for i, item in enumerate(labels.items)
+        for i, item in enumerate(labels.images)
     ]
     _write_csv(path, header, lines)
 

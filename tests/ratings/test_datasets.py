@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 from evaluation_files import save_picture, write_xlsx
 
-from vqr1_metric.evaluation.datasets import DATASETS, find_folder, get_dataset, suite
-from vqr1_metric.evaluation.labels import LabelError, LabelSet
 from vqr1_metric.evaluation.published import PUBLISHED, SETS, published_rows
+from vqr1_metric.ratings import RatingError, RatingSet
+from vqr1_metric.ratings.datasets import DATASETS, find_folder, get_dataset, suite
 
 
-def load(name: str, root: Path, split: str | None = None) -> LabelSet:
+def load(name: str, root: Path, split: str | None = None) -> RatingSet:
     dataset = get_dataset(name)
     return dataset.load(find_folder(dataset, root), split)
 
 
-def summary(labels: LabelSet) -> list[tuple]:
+def summary(labels: RatingSet) -> list[tuple]:
     """What is known of each row, its picture by file name."""
     rows = []
-    for item in labels.items:
+    for item in labels.images:
         std = None if math.isnan(item.std) else item.std
         rows.append((item.path.name, item.mos, std, item.scene, item.method, item.split))
     return rows
@@ -37,13 +37,13 @@ def test_koniq(tmp_path: Path) -> None:
     assert summary(load("koniq", tmp_path)) == [("2.jpg", 68.7, None, None, None, "test")]
     everything = load("koniq", tmp_path, "all")
     assert len(everything) == 3 and everything.expected == 10073
-    assert {item.path.parent.name for item in everything.items} == {"1024x768"}
+    assert {item.path.parent.name for item in everything.images} == {"1024x768"}
     (folder / "koniq10k_distributions_sets.csv").unlink()
     (folder / "koniq10k_scores_and_distributions.csv").write_text(
         '"image_name","c1","c2","c3","c4","c5","c_total","MOS","SD","MOS_zscore"\n"1.jpg",0,0,25,73,7,105,3.83,0.5,77.38\n'
     )
     assert summary(load("koniq", tmp_path)) == [("1.jpg", 77.38, None, None, None, None)]  # no official split in it
-    with pytest.raises(LabelError, match="Expected a split of"):
+    with pytest.raises(RatingError, match="Expected a split of"):
         load("koniq", tmp_path, "test")
 
 
@@ -99,7 +99,7 @@ def test_tid(tmp_path: Path) -> None:
         ("i02_07_4.BMP", 5.56757, 0.17, "I02", "07", None),
     ]
     (folder / "mos_std.txt").write_text("0.13\n")
-    with pytest.raises(LabelError, match="Expected as many rows"):
+    with pytest.raises(RatingError, match="Expected as many rows"):
         load("tid2013", tmp_path)
 
 
@@ -122,17 +122,17 @@ def test_every_set_by_the_authors_label_file(tmp_path: Path, name: str) -> None:
     labels = load(name, tmp_path)
     assert summary(labels) == [("a.png", 3.5, 0.5, "ref.png", None, None)] and labels.name == dataset.title
     (folder / "more.txt").write_text("a.png 3.5\n")
-    with pytest.raises(LabelError, match=r"Expected one label file .* found labels.txt, more.txt: name one"):
+    with pytest.raises(RatingError, match=r"Expected one label file .* found labels.txt, more.txt: name one"):
         load(name, tmp_path)
 
 
 def test_a_folder_without_the_set_says_so(tmp_path: Path) -> None:
     (tmp_path / "koniq10k").mkdir()
-    with pytest.raises(LabelError, match=r"Expected a label file in .* get it from https://database\.mmsp-kn\.de"):
+    with pytest.raises(RatingError, match=r"Expected a label file in .* get it from https://database\.mmsp-kn\.de"):
         load("koniq", tmp_path)
     assert find_folder(get_dataset("spaq"), tmp_path) is None
     (tmp_path / "koniq10k" / "koniq10k_distributions_sets.csv").write_text("name,score\na,1\n")
-    with pytest.raises(LabelError, match="Expected columns image_name, MOS, set"):
+    with pytest.raises(RatingError, match="Expected a column 'image_name' for image"):
         load("koniq", tmp_path)
 
 

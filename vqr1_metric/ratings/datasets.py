@@ -1,4 +1,4 @@
-"""The data sets that `vqr1 evaluate` knows: one entry is one data set. Nothing is ever downloaded.
+"""The data sets known by name: one entry is one data set. Nothing is ever downloaded.
 
 The layouts are those in which the owners publish their sets; where only the label files of the VisualQuality-R1 authors
 are known, the layout is such a file beside (or above) the pictures.
@@ -11,8 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vqr1_metric.evaluation.labels import Item, LabelError, LabelSet, Problem, attach, without_duplicates
-from vqr1_metric.evaluation.readers import parse_number, read_labels, read_table, split_name
+from vqr1_metric.ratings.files import read_ratings
+from vqr1_metric.ratings.lookup import find_images
+from vqr1_metric.ratings.parse import COLUMNS
+from vqr1_metric.ratings.sets import Problem, RatedImage, RatingError, RatingSet, without_duplicates
+from vqr1_metric.ratings.tables import parse_number, read_table
 
 _ASK = "not verified; see the owners' page"
 
@@ -42,12 +45,12 @@ class Dataset:
     layout: str
     count: int | None
     folders: tuple[str, ...]
-    read: Callable[[Path], tuple[LabelSet, Path]]
+    read: Callable[[Path], tuple[RatingSet, Path]]
     split: str = "all"
     short_edge: int | None = None
     suites: tuple[str, ...] = ("paper",)
 
-    def load(self, folder: Path, split: str | None = None) -> LabelSet:
+    def load(self, folder: Path, split: str | None = None) -> RatingSet:
         """Labels with their pictures.
 
         Args:
@@ -56,15 +59,15 @@ class Dataset:
                 name no splits.
 
         Raises:
-            LabelError: for a folder that does not hold the set, with how to obtain it.
+            RatingError: for a folder that does not hold the set, with how to obtain it.
         """
         try:
             labels, pictures = self.read(folder)
-        except LabelError as error:
-            raise LabelError(f"{error} {self.how_to_get()}.") from None
+        except RatingError as error:
+            raise RatingError(f"{error} {self.how_to_get()}.") from None
         if split is None:
-            split = self.split if any(item.split for item in labels.items) else "all"
-        complete = len(labels.items)
+            split = self.split if any(image.split for image in labels.images) else "all"
+        complete = len(labels)
         labels = replace(
             labels.take_split(split),
             name=self.title,
@@ -72,7 +75,7 @@ class Dataset:
             expected=self.count if split == "all" else None,
         )
         # The pictures of the other splits have labels too, so only those of the whole set could lack one.
-        return attach(labels, pictures, report_unlabelled=len(labels.items) == complete)
+        return find_images(labels, [pictures], report_unlabelled=len(labels) == complete)
 
     def how_to_get(self) -> str:
         """What to tell a user who does not have it."""
@@ -91,10 +94,10 @@ def get_dataset(name: str) -> Dataset:
     """The entry of that name.
 
     Raises:
-        LabelError: for a name there is none of.
+        RatingError: for a name there is none of.
     """
     if name not in DATASETS:
-        raise LabelError(f"Expected a data set out of {', '.join(DATASETS)}; but got {name!r}.")
+        raise RatingError(f"Expected a data set out of {', '.join(DATASETS)}; but got {name!r}.")
     return DATASETS[name]
 
 
@@ -103,14 +106,14 @@ def suite(name: str) -> list[Dataset]:
     found = [dataset for dataset in DATASETS.values() if name in dataset.suites]
     if not found:
         known = sorted({name for dataset in DATASETS.values() for name in dataset.suites})
-        raise LabelError(f"Expected a suite out of {', '.join(known)}; but got {name!r}.")
+        raise RatingError(f"Expected a suite out of {', '.join(known)}; but got {name!r}.")
     return found
 
 
 # ---------------------------------------------------------------- layouts
 
 
-def _koniq(folder: Path) -> tuple[LabelSet, Path]:
+def _koniq(folder: Path) -> tuple[RatingSet, Path]:
     """MOS on 1 to 100 (z-scored); SD is stated on 1 to 5 and left out, as it is in other units."""
     pictures = _one_of(folder, "1024x768", "512x384", ".")
     file = _find_file(folder, "koniq10k_distributions_sets.csv")
@@ -120,119 +123,105 @@ def _koniq(folder: Path) -> tuple[LabelSet, Path]:
     return _table(file, folder, "image_name", "MOS", split="set"), pictures
 
 
-def _spaq(folder: Path) -> tuple[LabelSet, Path]:
+def _spaq(folder: Path) -> tuple[RatingSet, Path]:
     file = _find_file(folder, "MOS and Image attribute scores.xlsx")
     return _table(file, folder, "Image name", "MOS"), _one_of(folder, "TestImage", ".")
 
 
-def _kadid(folder: Path) -> tuple[LabelSet, Path]:
+def _kadid(folder: Path) -> tuple[RatingSet, Path]:
     """Despite their names, ``dmos`` is higher for better pictures and ``var`` holds standard deviations."""
     file = _find_file(folder, "dmos.csv")
     labels = _table(file, folder, "dist_img", "dmos", std="var", scene="ref_img")
     # I01_05_03.png: picture 1, distortion 5, level 3
-    items = tuple(replace(item, method=_part(item.image, 1) or None) for item in labels.items)
-    return replace(labels, items=items), _one_of(folder, "images", "distorted_images", ".")
+    images = tuple(replace(image, method=_part(image.name, 1) or None) for image in labels.images)
+    return replace(labels, images=images), _one_of(folder, "images", "distorted_images", ".")
 
 
-def _agiqa(folder: Path) -> tuple[LabelSet, Path]:
+def _agiqa(folder: Path) -> tuple[RatingSet, Path]:
     file = _find_file(folder, "data.csv")
     labels = _table(file, folder, "name", "mos_quality", std="std_quality")
-    items = tuple(replace(item, method=_part(item.image, 0)) for item in labels.items)
-    return replace(labels, items=items), _one_of(folder, "images", "AGIQA-3K", ".")
+    images = tuple(replace(image, method=_part(image.name, 0)) for image in labels.images)
+    return replace(labels, images=images), _one_of(folder, "images", "AGIQA-3K", ".")
 
 
-def _tid(folder: Path) -> tuple[LabelSet, Path]:
+def _tid(folder: Path) -> tuple[RatingSet, Path]:
     """``mos_with_names.txt`` says "5.51429 I01_01_1.bmp"; ``mos_std.txt`` has the same order."""
     file = _find_file(folder, "mos_with_names.txt")
     if file is None:
         return _authors(folder), folder
-    rows, _ = read_table(file, " ")
+    rows = read_table(file, " ").rows
     std_file = _find_file(folder, "mos_std.txt")
     stds = [math.nan] * len(rows)
     if std_file is not None:
-        column, _ = read_table(std_file, " ")
+        column = read_table(std_file, " ").rows
         if len(column) != len(rows):
-            raise LabelError(
+            raise RatingError(
                 f"Expected as many rows in {str(std_file)!r} as in {file.name}, {len(rows)}, but got {len(column)}."
             )
-        stds = [parse_number(row[0]) for row in column]
-    items, problems = [], []
-    for row, std in zip(rows, stds, strict=True):
-        mos = parse_number(row[0])
+        stds = [parse_number(cells[0]) for _, cells in column]
+    images, problems = [], []
+    for (number, row), std in zip(rows, stds, strict=True):
+        mos, where = parse_number(row[0]), f"{file}, line {number}"
         if len(row) < 2 or math.isnan(mos):
-            problems.append(Problem("bad row", " ".join(row), "is not a score and a name: left out"))
+            problems.append(Problem("bad row", " ".join(row), "is not a score and a name: left out", where))
             continue
-        items.append(Item(row[1], mos, std, _part(row[1], 0).upper(), _part(row[1], 1)))
-    kept, duplicates = without_duplicates(items)
-    labels = LabelSet("TID2013", tuple(kept), problems=(*problems, *duplicates), sources=(file,))
+        scene, method = _part(row[1], 0).upper(), _part(row[1], 1)
+        images.append(RatedImage(row[1], mos, std, scene, method, where=where))
+    kept, duplicates = without_duplicates(images)
+    labels = RatingSet("TID2013", tuple(kept), problems=(*problems, *duplicates), sources=(file,))
     return labels, _one_of(folder, "distorted_images", ".")
 
 
-def _biq2021(folder: Path) -> tuple[LabelSet, Path]:
+def _biq2021(folder: Path) -> tuple[RatingSet, Path]:
     """Train.csv and Test.csv, columns "Image Name" and MOS in 0 to 1; the copies "(Images and MOS)" are rescaled."""
-    items, sources, problems = [], [], []
+    images: list[RatedImage] = []
+    sources: list[Path] = []
+    problems: list[Problem] = []
     for split in ("Train", "Test"):
         file = _find_file(folder, f"{split}.csv") or _find_file(folder, f"{split} (Images and MOS).csv")
         if file is not None:
             part = _table(file, folder, "Image Name", "MOS")
-            items += [replace(item, split=split.lower()) for item in part.items]
+            images += [replace(image, split=split.lower()) for image in part.images]
             problems += part.problems
             sources.append(file)
     if not sources:
         return _authors(folder), folder
-    kept, duplicates = without_duplicates(items)
-    labels = LabelSet("BIQ2021", tuple(kept), problems=(*problems, *duplicates), sources=tuple(sources))
+    kept, duplicates = without_duplicates(images)
+    labels = RatingSet("BIQ2021", tuple(kept), problems=(*problems, *duplicates), sources=tuple(sources))
     return labels, _one_of(folder, "Images", ".")
 
 
-def _by_label_file(folder: Path) -> tuple[LabelSet, Path]:
+def _by_label_file(folder: Path) -> tuple[RatingSet, Path]:
     return _authors(folder), folder
 
 
-def _authors(folder: Path) -> LabelSet:
+def _authors(folder: Path) -> RatingSet:
     """The one label file in a folder: as the VisualQuality-R1 authors write it, or CSV with a header."""
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".txt", ".csv", ".tsv"))
     read, why = [], []
     for file in files:
         try:
-            read.append(read_labels(file))
-        except LabelError as error:
+            read.append(read_ratings(file, strict=False, find=False))
+        except RatingError as error:
             why.append(str(error))
     if len(read) == 1:
         return read[0]
     if not read:
-        raise LabelError(f"Expected a label file in {str(folder)!r}, but found none. {' '.join(why)}".strip())
+        raise RatingError(f"Expected a label file in {str(folder)!r}, but found none. {' '.join(why)}".strip())
     names = ", ".join(labels.sources[0].name for labels in read)
-    raise LabelError(
+    raise RatingError(
         f"Expected one label file in {str(folder)!r}, but found {names}: name one with --labels, and the pictures with "
         "--images."
     )
 
 
-def _table(file: Path | None, folder: Path, image: str, mos: str, **others: str) -> LabelSet:
+def _table(file: Path | None, folder: Path, image: str, mos: str, **others: str) -> RatingSet:
     """Chosen columns of a table whose first row names them; without such a file the authors' label file."""
     if file is None:
         return _authors(folder)
-    rows, decimal_comma = read_table(file)
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    names = {"image": image, "mos": mos, **others}
-    missing = [name for name in names.values() if name.lower() not in header]
-    if missing:
-        raise LabelError(f"Expected columns {', '.join(missing)} in {str(file)!r}, but it has {', '.join(rows[0])}.")
-    columns = {role: header.index(name.lower()) for role, name in names.items()}
-    items, problems = [], []
-    for number, row in enumerate(rows[1:], 2):
-        cells = {role: row[column] if column < len(row) else "" for role, column in columns.items()}
-        value = parse_number(cells["mos"], decimal_comma)
-        if not cells["image"] or math.isnan(value):
-            detail = f"the score {cells['mos']!r} is not a number: left out"
-            problems.append(Problem("bad row", cells["image"] or f"row {number}", detail))
-            continue
-        std = parse_number(cells.get("std", ""), decimal_comma)
-        split = split_name(cells.get("split", ""))
-        items.append(Item(cells["image"], value, std, cells.get("scene") or None, None, split))
-    kept, duplicates = without_duplicates(items)
-    return LabelSet(file.stem, tuple(kept), problems=(*problems, *duplicates), sources=(file,))
+    columns: dict[str, str | int | None] = {**dict.fromkeys(COLUMNS), "image": image, "mos": mos, **others}
+    # The sets read this way have higher scores for better images, whatever their columns are called.
+    return read_ratings(file, strict=False, columns=columns, lower_is_better=False, find=False)
 
 
 def _find_file(folder: Path, name: str) -> Path | None:
