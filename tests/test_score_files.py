@@ -26,6 +26,7 @@ def write(path: Path, results: list[ImageScore]) -> None:
 
 
 NAMES = ["a.png", "b, c.png", 'say "cheese".png', "=SUM(A1).png", "new\nline.png", "caf\udce9.png", "größe.png"]
+NAMES += ["new\\nline.png", "caf\\udce9.png", "nel\x85.png", "line\u2028.png", "#1.png", "tab\t.png", "\ud800.png"]
 RESULTS = [*map(result, NAMES), ImageScore.failed("x.png", "x.png: is empty")]
 
 
@@ -52,7 +53,7 @@ def test_json_row(tmp_path: Path):
     path = tmp_path / "scores.jsonl"
     write(path, [result("a.png"), ImageScore.failed("x.png", "x.png: is empty")])
     first, second = map(json.loads, path.read_text().splitlines())
-    assert (first["path"], first["score"], first["error"]) == ("a.png", 3.5, None)
+    assert (first["path"], first["score"], first["error"]) == ("a.png", 3.5, "")
     assert len(first["probabilities"]) == 401
     assert first["probabilities"][225] == first["probabilities"][275] == 0.5
     assert first["replies"] == [{"score": 4.0, "reason": None, "reasoning": "Sharp."}]
@@ -63,7 +64,8 @@ def test_json_row(tmp_path: Path):
 @pytest.mark.parametrize("start", list("=+-@'\t"))
 def test_no_cell_is_a_formula(tmp_path: Path, start: str):
     name = f"{start}cmd|' /C calc'!A0.png"
-    assert score_files.cell(name) == "'" + name
+    assert score_files.cell(name) == ("'" + name if start != "\t" else r"\t" + name[1:])
+    assert score_files.uncell(score_files.cell(name)) == name
     path = tmp_path / "scores.csv"
     write(path, [ImageScore.failed(name, f"{name}: no such file"), ImageScore.failed("a.png", f"{start}1 is bad")])
     for row in list(csv.reader(path.read_text().splitlines()))[1:]:
@@ -80,9 +82,67 @@ def test_rows_come_back(tmp_path: Path, suffix: str):
     write(path, RESULTS)
     assert path.read_text(encoding="utf-8").count("\n") == len(RESULTS) + (suffix == ".csv")  # one line each
     rows = list(score_files.read_rows(path))
-    assert [name for name, _ in rows] == [score_files.cell(item.name) for item in RESULTS]
+    assert [name for name, _ in rows] == [item.name for item in RESULTS]
     assert [score for _, score in rows[:-1]] == [3.5] * len(NAMES)
     assert math.isnan(rows[-1][1])
+
+
+@pytest.mark.filterwarnings("ignore")  # of pandas and datasets
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_other_libraries_open_them(tmp_path: Path, suffix: str):
+    """The first error comes after more rows than any of them looks at to find out the columns' types."""
+    path = tmp_path / f"scores{suffix}"
+    write(path, [result("a.png")] * (4000 if suffix == ".jsonl" else 50))
+    write(path, RESULTS)
+    expected = [score_files.escape_name(item.name) for item in RESULTS]
+    pandas = pytest.importorskip("pandas")
+    table = pandas.read_json(path, lines=True) if suffix == ".jsonl" else pandas.read_csv(path)
+    paths = [list(table["path"])]
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.csv
+    import pyarrow.json
+
+    table = pyarrow.json.read_json(path) if suffix == ".jsonl" else pyarrow.csv.read_csv(path)
+    assert table.schema.field("score").type == arrow.float64()
+    paths.append(table["path"].to_pylist())
+    datasets = pytest.importorskip("datasets")
+    kind = "json" if suffix == ".jsonl" else "csv"
+    rows = datasets.load_dataset(kind, data_files=str(path), cache_dir=str(tmp_path / "cache"), split="train")
+    paths.append(list(rows["path"]))
+    for names in paths:
+        assert [name.removeprefix("'") for name in names[-len(RESULTS) :]] == expected
+        assert score_files.unescape_name(names[-2]) == "\ud800.png"
+
+
+def test_one_writer_at_a_time(tmp_path: Path):
+    path = tmp_path / "scores.csv"
+    with score_files.RecordWriter(path) as writer:
+        with pytest.raises(score_files.RecordError, match="another run is writing this file"):
+            score_files.RecordWriter(path)
+        writer.write(result("a.png"))
+    with score_files.RecordWriter(path) as writer:
+        assert not writer.empty
+    assert [name for name, _ in score_files.read_rows(path)] == ["a.png"]
+    with score_files.RecordWriter(path, overwrite=True) as writer:
+        assert writer.empty and path.stat().st_size  # what is there stays until there is something else
+        writer.write(result("b.png"))
+    assert [name for name, _ in score_files.read_rows(path)] == ["b.png"]
+    with score_files.RecordWriter(tmp_path / "none.csv"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]  # nothing was written, nothing is left
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_rows_without_a_score_are_taken_out(tmp_path: Path, suffix: str):
+    path = tmp_path / f"scores{suffix}"
+    write(path, [RESULTS[-1], *RESULTS])
+    with score_files.RecordWriter(path) as writer:
+        writer.drop_errors()
+        with pytest.raises(score_files.RecordError, match="another run"):  # still locked, though it is a new file
+            score_files.RecordWriter(path)
+        writer.write(result("x.png"))
+    assert [name for name, _ in score_files.read_rows(path)] == [*NAMES, "x.png"]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

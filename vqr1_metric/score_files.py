@@ -6,14 +6,19 @@ write of one line, so a kill leaves whole lines behind and at most one piece of 
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vqr1_metric.images.names import escape_name, is_url, unescape_name
 
 if TYPE_CHECKING:
     from vqr1_metric.results import ImageScore
@@ -25,7 +30,7 @@ SUFFIXES = (".csv", ".jsonl")
 #: A file may only be continued by a run that agrees in these.
 IDENTITY = ("model", "revision", "mode", "prompt", "dtype", "min_pixels", "max_pixels", "sampling")
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "'")
+_FORMULA_STARTS = ("=", "+", "-", "@", "'")
 
 
 class RecordError(ValueError):
@@ -51,61 +56,182 @@ def as_row(result: ImageScore) -> dict[str, Any]:
 def as_json(result: ImageScore, *, details: bool = True) -> dict[str, Any]:
     """A result as JSON: None for NaN; with ``details`` the whole distribution and the sampled replies."""
     row = {key: _json_number(value) if isinstance(value, float) else value for key, value in as_row(result).items()}
-    row["error"] = row["error"] or None
+    row |= {"path": escape_name(row["path"]), "error": _text(row["error"])}
     if details:
         known = result.error is None
         probabilities = result.distribution.probabilities.tolist()
         row["probabilities"] = [float(f"{p:.6g}") for p in probabilities] if known else None
         row["replies"] = [
-            {"score": _json_number(r.score), "reason": r.reason, "reasoning": r.reasoning} for r in result.replies
+            {
+                "score": _json_number(r.score),
+                "reason": None if r.reason is None else _text(r.reason),
+                "reasoning": _text(r.reasoning),
+            }
+            for r in result.replies
         ]
     return row
 
 
-def cell(text: str) -> str:
-    """Text as it is safe in one CSV cell on one line.
+def _text(text: str) -> str:
+    """Text that UTF-8 can hold; JSON keeps line breaks itself."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
-    A text that a spreadsheet would run as a formula (it begins with ``=``, ``+``, ``-``, ``@`` or a tab), or that
-    begins with ``'``, gets a ``'`` in front; line breaks become ``\\n`` and ``\\r``; bytes of a file name that are not
-    UTF-8 become ``\\udcXX``.
+
+def cell(text: str) -> str:
+    """Text as it is safe in one CSV cell on one line; :func:`uncell` gives it back.
+
+    Line breaks, other controls and bytes of a file name that are not UTF-8 are escaped
+    (:func:`~vqr1_metric.images.names.escape_name`). A text that a spreadsheet would run as a formula (it begins with
+    ``=``, ``+``, ``-`` or ``@``), or that begins with ``'``, gets a ``'`` in front.
     """
-    text = text.replace("\r", "\\r").replace("\n", "\\n")
-    text = text.encode("utf-8", "backslashreplace").decode()
+    text = escape_name(text)
     return "'" + text if text.startswith(_FORMULA_STARTS) else text
 
 
+def uncell(text: str) -> str:
+    """The text that :func:`cell` wrote."""
+    return unescape_name(text.removeprefix("'"))
+
+
 class RecordWriter:
-    """Appends rows to a score file, each with a single unbuffered write.
+    """The one writer of a score file: locked until it is closed, each row a single unbuffered write.
 
     Args:
-        path: ends in ``.csv`` or ``.jsonl``; created where it is missing.
+        path: ends in ``.csv`` or ``.jsonl``; created where it is missing, and removed again if nothing was written.
+        overwrite: drop what is there, at the first row.
+
+    Raises:
+        RecordError: if another run writes this file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.is_csv = file_format(path) == ".csv"
-        self._file = path.open("ab", buffering=0)
-        if self.is_csv and self._file.tell() == 0:
-            self._append(_csv_line(COLUMNS))
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self.path, self.is_csv = path, file_format(path) == ".csv"
+        self._file = _open_locked(path)
+        self._overwrite = overwrite
+        #: Where relative names of the file start, if not in the current folder.
+        self.folder: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Has the file no row that is to be kept?"""
+        return self._overwrite or os.fstat(self._file.fileno()).st_size == 0
 
     def write(self, result: ImageScore) -> None:
         """Append one result."""
-        if self.is_csv:
-            values = as_row(result).values()
-            line = _csv_line([cell(v) if isinstance(v, str) else f"{v:.6f}" for v in values])
-        else:
-            line = json.dumps(as_json(result)).encode() + b"\n"
-        self._append(line)
+        self.begin()
+        row = as_row(result) if self.is_csv else as_json(result)
+        if self.folder is not None:
+            name = _moved(result.name, self.folder)
+            row["path"] = name if self.is_csv else escape_name(name)
+        self._append(_line(self.is_csv, row))
+
+    def begin(self) -> None:
+        """Make an empty file one without rows, with a header if its kind has one."""
+        if self._overwrite:
+            self._file.truncate(0)
+            self._overwrite = False
+        if self.is_csv and os.fstat(self._file.fileno()).st_size == 0:
+            self._append(_csv_line(COLUMNS))
+
+    def drop_errors(self) -> None:
+        """Take out the rows without a score, so that their images are scored again; all or nothing."""
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        new = _open_locked(temporary)
+        for line, (_, score, _) in _lines_and_rows(self.path):
+            if line is not None and not math.isnan(score):
+                new.write(line)
+        os.fsync(new.fileno())
+        os.replace(temporary, self.path)
+        self._file.close()
+        self._file = new
 
     def _append(self, line: bytes) -> None:
         left = memoryview(line)
         while left:  # one write takes all, unless the disk is full: then the next one says so
             left = left[self._file.write(left) :]
 
+    def close(self) -> None:
+        """Give the file free for others."""
+        if not self._file.closed and os.fstat(self._file.fileno()).st_size == 0:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        self._file.close()
+
     def __enter__(self) -> RecordWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._file.close()
+        self.close()
+
+
+def _open_locked(path: Path) -> io.FileIO:
+    """The file for appending, locked against other processes; the lock ends with the file or the process."""
+    while True:
+        file = path.open("ab", buffering=0)
+        try:
+            _lock(file.fileno())
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except FileNotFoundError:  # another run has removed or replaced it meanwhile
+            pass
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise RecordError(
+                f"{path}: another run is writing this file. Wait for its end, choose another output file, or share the "
+                "work with --shard."
+            ) from None
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: a byte far behind the end, since a locked byte cannot be read by others
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 40, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        warnings.warn("This file system has no locks: let no two runs write one file.", UserWarning, stacklevel=4)
+
+
+def _line(is_csv: bool, row: dict[str, Any]) -> bytes:
+    if is_csv:
+        return _csv_line([cell(value) if isinstance(value, str) else f"{value:.6f}" for value in row.values()])
+    return json.dumps(row).encode() + b"\n"
+
+
+def folder_from(path: Path) -> str:
+    """The current folder as seen from the score file ``path``: a file and its images may move together."""
+    try:
+        return os.path.relpath(os.getcwd(), path.absolute().parent)
+    except ValueError:  # another drive
+        return os.getcwd()
+
+
+def base_folder(path: Path, meta: dict[str, Any]) -> str:
+    """Where relative names of a score file start; the current folder if its meta data do not say."""
+    return os.path.normpath(os.path.join(path.absolute().parent, str(meta.get("folder", os.getcwd()))))
+
+
+def _moved(name: str, folder: str) -> str:
+    """A name from here as one from ``folder``."""
+    if os.path.isabs(name) or is_url(name) or os.path.samefile(folder, os.curdir):
+        return name
+    try:
+        return os.path.relpath(name, folder)
+    except ValueError:
+        return os.path.abspath(name)
 
 
 def repair(path: Path) -> None:
@@ -124,26 +250,35 @@ def repair(path: Path) -> None:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, float]]:
-    """The rows of a whole file as ``(cell(path), score)``.
+    """The rows of a whole file as ``(name, score)``, names as they were before they were escaped.
 
     Raises:
         RecordError: for a line that no score file holds, with its number.
     """
+    return ((name, score) for line, (name, score, _) in _lines_and_rows(path) if name is not None)
+
+
+def _lines_and_rows(path: Path) -> Iterator[tuple[bytes, tuple[str | None, float, str]]]:
+    """Each line with its name (None: the header), score and error."""
     is_csv = file_format(path) == ".csv"
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    with path.open("rb") as file:
+        number = 0
         try:
             for number, line in enumerate(file, 1):
-                row = next(csv.reader([line])) if is_csv else json.loads(line)
+                text = line.decode("utf-8", "replace")
+                row = next(csv.reader([text])) if is_csv else json.loads(text)
                 if is_csv and number == 1:
                     if tuple(row) != COLUMNS:
                         raise ValueError("other columns")
+                    yield line, (None, 0.0, "")
                 elif is_csv:
                     if len(row) != len(COLUMNS):
                         raise ValueError(f"{len(row)} cells")
-                    yield row[0], float(row[1])
+                    yield line, (uncell(row[0]), float(row[1]), uncell(row[4]))
                 else:
-                    yield cell(row["path"]), math.nan if row["score"] is None else float(row["score"])
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
+                    score = math.nan if row["score"] is None else float(row["score"])
+                    yield line, (unescape_name(row["path"]), score, row.get("error") or "")
+        except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
             raise RecordError(
                 f"{path}: expected a file that vqr1 score wrote, but line {number} is not a row of one ({error})"
             ) from None

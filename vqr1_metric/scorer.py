@@ -139,8 +139,14 @@ class QualityScorer:
             raise ValueError(f"Expected on_error 'nan' or 'raise', but got {on_error!r}.")
         return list(self.stream(images))
 
-    def stream(self, images: Iterable[ImageLike]) -> Iterator[ImageScore]:
-        """Like :meth:`score`, one result after the other, in memory that does not grow with the number of pictures."""
+    def stream(self, images: Iterable[ImageLike], *, in_order: bool = True) -> Iterator[ImageScore]:
+        """Like :meth:`score`, one result after the other, in memory that does not grow with the number of pictures.
+
+        Args:
+            images: as for :meth:`score`.
+            in_order: give the results in the order of the images. False gives those of a batch as soon as it has been
+                through the model: within 64 images, those of like size come together.
+        """
         names: list[str] = []
         window: list[Tensor | ImageError] = []
         held = 0
@@ -149,9 +155,9 @@ class QualityScorer:
             window.append(pixels)
             held += 0 if isinstance(pixels, ImageError) else pixels[0].numel()
             if len(window) >= _WINDOW_PICTURES or held >= _WINDOW_PIXELS:
-                yield from self._score_window(names, window)
+                yield from self._score_window(names, window, in_order)
                 names, window, held = [], [], 0
-        yield from self._score_window(names, window)
+        yield from self._score_window(names, window, in_order)
 
     def distributions(
         self, images: ImageLike | Sequence[ImageLike], *, differentiable: bool = False
@@ -272,9 +278,12 @@ class QualityScorer:
 
     # ---------------------------------------------------------------- batches
 
-    def _score_window(self, names: list[str], window: list[Tensor | ImageError]) -> list[ImageScore]:
-        results = {i: ImageScore.failed(names[i], str(e)) for i, e in enumerate(window) if isinstance(e, ImageError)}
-        good = [i for i in range(len(window)) if i not in results]
+    def _score_window(
+        self, names: list[str], window: list[Tensor | ImageError], in_order: bool
+    ) -> Iterator[ImageScore]:
+        ready = {i: ImageScore.failed(names[i], str(e)) for i, e in enumerate(window) if isinstance(e, ImageError)}
+        good = [i for i in range(len(window)) if i not in ready]
+        following = 0
 
         def score(batch: list[int]) -> list[ImageScore]:
             indices = [good[i] for i in batch]
@@ -284,10 +293,16 @@ class QualityScorer:
             if isinstance(scores, ImageError):
                 name = names[good[batch[0]]]
                 scores = [ImageScore.failed(name, f"{name}: {scores}")]
-            results.update(zip((good[i] for i in batch), scores, strict=True))
-        ordered = [results[i] for i in range(len(window))]
-        self._warn_if_unreliable(ordered)
-        return ordered
+            self._warn_if_unreliable(scores)
+            ready.update(zip((good[i] for i in batch), scores, strict=True))
+            # What cannot be read waits for the images before it, so that images of one size stay in order.
+            behind = max(good[i] for i in batch) + 1
+            while in_order and following in ready:
+                yield ready.pop(following)
+                following += 1
+            if not in_order:
+                yield from [ready.pop(i) for i in sorted(ready) if i < behind]
+        yield from (ready[i] for i in sorted(ready))
 
     def _batches(self, pixels: Sequence[Tensor]) -> Iterator[list[int]]:
         """Indices of pictures that go through the model together: of like size, within the token budget."""

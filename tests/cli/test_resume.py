@@ -134,6 +134,7 @@ def half(self, result):
     if result.name.endswith("003.png"):
         whole = self._file
         class Half:
+            fileno = whole.fileno
             def write(self, line):
                 whole.write(line[: len(line) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -173,4 +174,91 @@ def test_killed_at_an_arbitrary_moment(vqr1, write_pictures, tmp_path: Path, tin
     assert 0 < written < 160
     outcome = vqr1("score", folder, "-o", output, "--resume")
     assert f"160, {160 - written} of them new" in outcome.out
-    assert [name for name, _ in rows_of(output)] == names
+    assert sorted(name for name, _ in rows_of(output)) == names  # within 64 images those of like size come together
+
+
+# ---------------------------------------------------------------- two runs, other folders, errors tried again
+
+
+def start(arguments: list[str | Path], cwd: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "vqr1_metric.cli", "score", *arguments]
+    return subprocess.Popen(list(map(str, command)), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("resuming", [False, True], ids=["new", "resume"])
+def test_two_runs_into_one_file(
+    vqr1, write_pictures, tmp_path: Path, tiny_qwen2_5_vl: Path, monkeypatch: pytest.MonkeyPatch, resuming: bool
+):
+    """One gets the file and loses nothing; the other says so, at once or when it finds the file there."""
+    for name in "ab":
+        write_pictures(tmp_path / name, [f"{name}{i:02}.png" for i in range(20)], side=28)
+    output = tmp_path / "scores.csv"
+    options = ["-o", output, "--model", tiny_qwen2_5_vl, "--device", "cpu"]
+    monkeypatch.chdir(tmp_path)
+    if resuming:
+        vqr1("score", "a/a00.png", "-o", output)
+        options.append("--resume")
+    runs = [start([tmp_path / name, *options], tmp_path) for name in "ab"]
+    outcomes = [(run.communicate(timeout=120), run.returncode) for run in runs]
+    names = [name for name, _ in rows_of(output)]
+    assert len(set(names)) == len(names)
+    for folder, ((out, err), code) in zip("ab", outcomes, strict=True):
+        if code:
+            assert "another run is writing this file" in err or "exists: --resume continues it" in err, (out, err)
+        else:
+            assert sum(name.startswith(folder) for name in names) == 20
+    assert 0 in [code for _, code in outcomes]
+
+
+def test_another_working_directory_repeats_nothing(vqr1, folder: Path, tmp_path: Path, monkeypatch):
+    output = tmp_path / "scores.csv"
+    monkeypatch.chdir(tmp_path)
+    vqr1("score", "photos/000.png", "-o", "scores.csv")
+    monkeypatch.chdir(folder)
+    assert "5, 4 of them new" in vqr1("score", ".", "-o", "../scores.csv", "--resume").out
+    monkeypatch.chdir(tmp_path.parent)
+    for argument in (folder, os.path.relpath(folder)):
+        assert "5, 0 of them new" in vqr1("score", argument, "-o", output, "--resume").out
+    paths = [name for name, _ in score_files.read_rows(output)]
+    assert sorted(paths) == [f"photos/{i:03}.png" for i in range(5)]  # all as seen from where the file was begun
+    tmp_path.rename(tmp_path.parent / "moved")  # a file moves together with its images
+    monkeypatch.chdir(tmp_path.parent)
+    assert "5, 0 of them new" in vqr1("score", "moved/photos", "-o", "moved/scores.csv", "--resume").out
+    (tmp_path.parent / "moved").rename(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_errors_are_tried_again_when_told(vqr1, folder: Path, tmp_path: Path, suffix: str):
+    output, bad = tmp_path / f"scores{suffix}", folder / "002.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:100])
+    outcome = vqr1("score", folder, "gone.png", "-o", output, "--strict")
+    assert outcome.code == 1 and "2 pictures have no score (--strict)" in outcome.err
+    bad.write_bytes(whole)
+    assert "6, 0 of them new" in vqr1("score", folder, "gone.png", "-o", output, "--resume").out
+    assert "6, 2 of them new" in vqr1("score", folder, "gone.png", "-o", output, "--retry-errors").out
+    assert len(rows := list(score_files.read_rows(output))) == 6
+    assert [name for name, score in rows if score != score] == ["gone.png"]
+
+
+def test_every_row_is_written_when_its_batch_is_done(write_pictures, tmp_path: Path):
+    """Between two batches the rows of the first are in the file, whatever their sizes and places."""
+    from stub_scorer import FormulaBackend
+
+    from vqr1_metric.scorer import QualityScorer
+
+    output, found = tmp_path / "scores.csv", []
+
+    class Watching(FormulaBackend):
+        def distributions(self, images, pixel_config, *, replies=None):
+            found.append((self.pictures, output.read_bytes().count(b"\n") - 1 if output.exists() else 0))
+            return super().distributions(images, pixel_config)
+
+    paths = [write_pictures(tmp_path / str(i), ["x.png"], side=56 + 56 * (i % 3))[0] for i in range(12)]
+    scorer = QualityScorer(backend=Watching(), batch_tokens=30)
+    with score_files.RecordWriter(output) as writer:
+        for result in scorer.stream(paths, in_order=False):
+            writer.write(result)
+    assert len(found) >= 3
+    assert all(written == max(scored, 0) for scored, written in found[1:])
+    assert [result.name for result in scorer.stream(paths)] == [str(path) for path in paths]

@@ -129,8 +129,7 @@ def test_a_folder_without_pictures(vqr1, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     outcome = vqr1("score", tmp_path / "empty")
     assert outcome.code == 1
-    assert "empty: holds no pictures" in outcome.err
-    assert "is a folder, not a picture" in outcome.out
+    assert "empty: holds no images; -r searches its subfolders too" in outcome.out
 
 
 def test_every_bad_file_has_its_row_and_nothing_else_is_lost(vqr1, write_pictures, tmp_path: Path):
@@ -155,7 +154,7 @@ def test_every_bad_file_has_its_row_and_nothing_else_is_lost(vqr1, write_picture
         "empty.png": "is empty",
         "text.png": "is not a picture that Pillow can read",
         "thin.png": "5000x1 pixels is too thin to judge",
-        "folder.png": "is a folder, not a picture",
+        "folder.png": "holds no images; -r searches its subfolders too",
     }
     assert {name for name in rows if name not in reasons} == {
         "good1.png",
@@ -210,7 +209,7 @@ def test_odd_file_names(vqr1, write_pictures, tmp_path: Path, monkeypatch: pytes
 def test_bad_settings_are_one_line(vqr1, photos: Path, monkeypatch: pytest.MonkeyPatch, arguments, message):
     monkeypatch.chdir(photos)
     outcome = vqr1("score", "a.jpg", "--silent", *arguments)
-    assert outcome.code == 1
+    assert outcome.code == (1 if "no folder" in message or "one visual token" in message else 2)
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
 
@@ -244,7 +243,9 @@ def test_unknown_and_damaged_models_are_one_line(vqr1, photos: Path, tmp_path: P
 
 
 def test_wrong_usage(vqr1, capsys: pytest.CaptureFixture[str]):
-    for arguments in (["score"], ["score", "a.png", "--mode", "guess"], ["score", "a.png", "--batch-tokens", "0"]):
+    assert vqr1("score").code == 2
+    for arguments in (["--mode", "guess"], ["--batch-tokens", "0"], ["--seed", "9" * 20], ["--seed", "-1"]):
+        arguments = ["score", "a.png", *arguments]
         with pytest.raises(SystemExit) as stop:
             vqr1(*arguments)
         assert stop.value.code == 2

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vqr1_metric import __version__
+from vqr1_metric.images.names import printable
 from vqr1_metric.score_files import RecordError
 
 #: Command -> what it does, in the order of the help text.
@@ -35,6 +36,10 @@ COMMANDS = {
 
 class CommandError(Exception):
     """A command cannot do what was asked; the message, one line, says what to do instead."""
+
+
+class UsageError(CommandError):
+    """The arguments do not fit together; the exit code is 2."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # `vqr1 ... | head`: nobody reads on; keep Python from complaining at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except UsageError as error:
+            return _fail(str(error), 2)
         except Exception as error:
             message = _one_line(error)
             if message is None:
@@ -71,7 +78,7 @@ def warn(message: str) -> None:
     """Print a warning on stderr, above a progress bar if there is one."""
     from tqdm import tqdm
 
-    tqdm.write(f"vqr1: warning: {' '.join(message.split())}", file=sys.stderr)
+    tqdm.write(f"vqr1: warning: {one_line(message)}", file=sys.stderr)
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -113,8 +120,13 @@ def _one_line(error: Exception) -> str | None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"vqr1: {' '.join(message.split())}", file=sys.stderr)
+    print(f"vqr1: {one_line(message)}", file=sys.stderr)
     return code
+
+
+def one_line(message: str) -> str:
+    """A message on one line, as a terminal may show it."""
+    return printable(" ".join(message.split()))
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -8,6 +8,7 @@ import json
 from vqr1_metric import score_files
 from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.options import add_model_options, build_scorer
+from vqr1_metric.images.names import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"{'':>5}  {'score ± std':<12}  looks better  picture")
     for key, result, wins in zip("AB", results, (chance, 1 - chance), strict=True):
-        print(f"{key:>5}  {result.score:5.2f} ± {result.std:4.2f}  {wins:>12.1%}  {result.name}")
+        print(f"{key:>5}  {result.score:5.2f} ± {result.std:4.2f}  {wins:>12.1%}  {printable(result.name)}")
     winner = {"a": f"A, {comparison.a.name}", "b": f"B, {comparison.b.name}", "tie": "neither: it is a coin toss"}
-    print(f"winner: {winner[comparison.winner]}")
+    print(f"winner: {printable(winner[comparison.winner])}")
     return 0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from vqr1_metric import score_files
 from vqr1_metric.cli import CommandError
-from vqr1_metric.cli.options import add_model_options, build_scorer
-from vqr1_metric.images import find
+from vqr1_metric.cli.options import add_image_options, add_model_options, build_scorer, image_finder
+from vqr1_metric.images.names import printable
 
 if TYPE_CHECKING:
     from vqr1_metric.results import ImageScore
@@ -21,18 +21,21 @@ _BIN, _BAR = 0.25, 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("inputs", nargs="+", metavar="PATH", help=find.HELP)
-    parser.add_argument("-r", "--recursive", action="store_true", help="folders with their subfolders")
+    add_image_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with the whole distribution")
     add_model_options(parser, mode=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Explain picture after picture; 1 if none could be read."""
+    finder = image_finder(args)
     scorer = build_scorer(args)
+    from vqr1_metric.results import ImageScore
+
     explained = False
-    for name in find.pictures(args.inputs, args.recursive):
-        result = scorer.explain(name)
+    for found in finder:
+        failed = found.problem and ImageScore.failed(found.name, f"{found.name}: {found.problem}")
+        result = failed or scorer.explain(found.name)
         explained = explained or result.error is None
         print(json.dumps(score_files.as_json(result)) if args.json else _as_text(result), flush=True)
     if not explained:
@@ -42,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _as_text(result: ImageScore) -> str:
     if result.error is not None:
-        return f"{result.error}\n"
+        return f"{printable(result.error)}\n"
     low, high = result.interval()
     lines = [
-        result.name,
+        printable(result.name),
         f"score {result.score:.2f} ± {result.std:.2f}, 95% of its distribution in {low:.2f} to {high:.2f}, "
         f"coverage {result.coverage:.1%}",
         *histogram(result.distribution.probabilities.tolist()),
@@ -53,7 +56,8 @@ def _as_text(result: ImageScore) -> str:
     told = [reply for reply in result.replies if reply.reason is None and reply.reasoning]
     if not told:
         why = next((reply.reason for reply in result.replies if reply.reason), "its replies hold no reasoning")
-        lines.append(f"This model gave no reasoning that could be read ({why}); the score is that of one forward pass.")
+        lines.append(f"This model gave no reasoning that could be read ({printable(why)}).")
+        lines.append("The score is that of one forward pass.")
     for number, reply in enumerate(told, 1):
         text = f"{number}. ({reply.score:.2f}) {' '.join(reply.reasoning.split())}"
         lines.append(textwrap.fill(text, 100, subsequent_indent="   "))

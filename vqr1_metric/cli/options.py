@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vqr1_metric.protocol import MODES
 
 if TYPE_CHECKING:
+    from vqr1_metric.images.find import ImageFinder
     from vqr1_metric.scorer import QualityScorer
 
 
@@ -17,6 +18,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, but got {value}")
+    return value
+
+
+def seed(text: str) -> int:
+    """An argparse type: an integer from 0 to 2**31 - 1."""
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to {2**31 - 1}, but got {value}")
     return value
 
 
@@ -45,6 +54,41 @@ def progress(total: int, *, silent: bool, label: str | None = None):
     interval = 0.2 if sys.stderr.isatty() else 10.0  # in a log file every refresh is a line of its own
     return tqdm(
         total=total, desc=label, unit="picture", file=sys.stderr, mininterval=interval, disable=silent, leave=False
+    )
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which images."""
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="PATH",
+        help="images, folders, patterns such as 'photos/*.jpg', lists (.txt, .csv, .jsonl); - is a list on stdin",
+    )
+    group.add_argument("-r", "--recursive", action="store_true", help="folders with their subfolders")
+    group.add_argument(
+        "--files-from", action="append", default=[], metavar="FILE", help="take the names in FILE, - for stdin"
+    )
+    group.add_argument("-0", "--null", action="store_true", help="names in such lists end with a NUL (find -print0)")
+    group.add_argument("--urls", action="store_true", help="fetch https:// addresses too")
+    group.add_argument("--verbose", action="store_true", help="say on stderr what is passed over, and why")
+
+
+def image_finder(args: argparse.Namespace, *, note: bool = True) -> ImageFinder:
+    """The images that the arguments name.
+
+    Raises:
+        UsageError: if they name none.
+    """
+    from vqr1_metric.cli import UsageError, warn
+    from vqr1_metric.images.find import ImageFinder
+
+    if not (args.inputs or args.files_from):
+        raise UsageError("name images, folders or lists, or --files-from FILE")
+    notes = {"note": lambda name, reason: warn(f"{name}: passed over: {reason}")} if note and args.verbose else {}
+    return ImageFinder(
+        args.inputs, recursive=args.recursive, files_from=args.files_from, null=args.null, urls=args.urls, **notes
     )
 
 
@@ -83,12 +127,12 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
         )
     group.add_argument("--num-samples", type=positive, metavar="K", help="sampled replies a picture (default: 6)")
     group.add_argument("--max-new-tokens", type=positive, metavar="N", help="length limit of a reply (default: 512)")
-    group.add_argument("--seed", type=int, help="of the sampling (default: 0)")
+    group.add_argument("--seed", type=seed, help="of the sampling (default: 0)")
 
 
 def build_scorer(args: argparse.Namespace) -> QualityScorer:
     """The scorer that the options describe; the weights are not loaded yet."""
-    from vqr1_metric.cli import CommandError
+    from vqr1_metric.cli import UsageError
     from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 
     names = (
@@ -108,12 +152,15 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
         "seed",
     )
     if getattr(args, "thinking", False) and args.mode != "sample":
-        raise CommandError("--thinking is about --mode sample; --mode think always asks for a reasoning")
+        raise UsageError("--thinking is about --mode sample; --mode think always asks for a reasoning")
     # What was not given is left to the scorer's own defaults.
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     if getattr(args, "server", None):
         return _remote_scorer(args, given)
-    scorer = QualityScorer(args.model or DEFAULT_MODEL, **given)
+    try:
+        scorer = QualityScorer(args.model or DEFAULT_MODEL, **given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if scorer.spec.folder is not None:
         # A bar for weights that load in a second only hides the one that matters; downloads keep theirs.
         from transformers.utils.logging import disable_progress_bar
@@ -125,12 +172,12 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
 def _remote_scorer(args: argparse.Namespace, given: dict) -> QualityScorer:
     """A scorer whose model is behind ``--server``, under the name ``--model`` or the only one there."""
     from vqr1_metric.backends.http import HttpBackend
-    from vqr1_metric.cli import CommandError
+    from vqr1_metric.cli import UsageError
     from vqr1_metric.scorer import QualityScorer
 
     local = [name for name in ("device", "device_map", "dtype", "quantization", "revision") if name in given]
     if local:
         option = "--" + local[0].replace("_", "-")
-        raise CommandError(f"{option} is about a model in this process; with --server, start the server with it")
+        raise UsageError(f"{option} is about a model in this process; with --server, start the server with it")
     backend = HttpBackend(args.server, args.model)
     return QualityScorer(backend.model_id, backend=backend, **given)

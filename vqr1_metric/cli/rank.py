@@ -8,23 +8,25 @@ import math
 
 from vqr1_metric import score_files
 from vqr1_metric.cli import CommandError
-from vqr1_metric.cli.options import add_model_options, build_scorer
-from vqr1_metric.images import find
+from vqr1_metric.cli.options import add_image_options, add_model_options, build_scorer, image_finder
+from vqr1_metric.images.names import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("inputs", nargs="+", metavar="PATH", help=find.HELP)
-    parser.add_argument("-r", "--recursive", action="store_true", help="folders with their subfolders")
+    add_image_options(parser)
     parser.add_argument("--json", action="store_true", help="the ranking as JSON")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the ranking; 1 if no picture could be read."""
+    found = list(image_finder(args))
     scorer = build_scorer(args)
-    names = list(dict.fromkeys(find.pictures(args.inputs, args.recursive)))
-    ranking = scorer.rank(names)
+    from vqr1_metric.results import ImageScore, rank_results
+
+    failed = [ImageScore.failed(one.name, f"{one.name}: {one.problem}") for one in found if one.problem is not None]
+    ranking = rank_results([*scorer.score([one.name for one in found if one.problem is None]), *failed])
     if args.json:
         rows = [
             {
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def _line(place) -> str:
     result = place.result
     if place.rank is None:
-        return f"    -    nan  {'':<5}  {'-':>10}  {result.name}: {score_files.as_row(result)['error']}"
+        return f"    -    nan  {'':<5}  {'-':>10}  {printable(result.error)}"
     chance = f"{place.beats_next:.0%}" if place.beats_next is not None else "-"
     place_and_mark = f"{place.rank:4d}{'=' if place.tied else ' '}"
-    return f"{place_and_mark}  {result.score:5.2f} ± {result.std:4.2f}  {chance:>10}  {result.name}"
+    return f"{place_and_mark}  {result.score:5.2f} ± {result.std:4.2f}  {chance:>10}  {printable(result.name)}"

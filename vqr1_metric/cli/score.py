@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
-import os
 import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqr1_metric import __version__, score_files
-from vqr1_metric.cli import CommandError, warn
-from vqr1_metric.cli.options import add_model_options, build_scorer
-from vqr1_metric.images import find
+from vqr1_metric.cli import CommandError, UsageError
+from vqr1_metric.cli.options import add_image_options, add_model_options, build_scorer, image_finder
+from vqr1_metric.images.find import Found, ImageFinder
+from vqr1_metric.images.names import ImageKeys, printable
 from vqr1_metric.protocol import PROMPT_VERSION
 
 if TYPE_CHECKING:
@@ -31,13 +31,14 @@ _LEVEL = 0.95
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("inputs", nargs="+", metavar="PATH", help=find.HELP)
-    parser.add_argument("-r", "--recursive", action="store_true", help="folders with their subfolders")
+    add_image_options(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="scores as .csv, or as .jsonl with distributions"
     )
     parser.add_argument("--resume", action="store_true", help="continue the output file where a run stopped")
+    parser.add_argument("--retry-errors", action="store_true", help="like --resume, and score again what has no score")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 if any picture has no score")
     parser.add_argument("--json", action="store_true", help="summary as JSON; without -o with all rows")
     parser.add_argument("--silent", action="store_true", help="no progress bar, no summary")
     add_model_options(parser)
@@ -45,15 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, and return 0 if at least one picture has a score."""
-    resuming = _check_output(args)
+    _check_output(args)
+    finder = image_finder(args)
     scorer = build_scorer(args)
     meta = _wanted(scorer)
-    seen: set[int] = set()
     tally = Tally()
-    old = _read_output(args.output, meta, seen, tally) if resuming else meta
-    before = tally.rows
-    with _progress_bar(args) as bar:
-        pending = _pending(args, seen, bar)
+    writer = None
+    with contextlib.ExitStack() as stack:
+        if args.output is not None:
+            writer = stack.enter_context(score_files.RecordWriter(args.output, overwrite=args.overwrite))
+            if not writer.empty and not args.resume:  # it appeared since we looked
+                raise CommandError(f"{args.output} exists: --resume continues it, --overwrite replaces it")
+        resuming = writer is not None and not writer.empty
+        done: set[int] = set()
+        old = _read_output(args, writer, meta, done, tally) if resuming else meta
+        before = tally.rows
+        bar = stack.enter_context(_progress_bar(args, finder))
+        pending = _pending(finder, done, bar)
         first = next(pending, None)
         if first is None:  # nothing left to do: the model need not be loaded to say so
             meta = old
@@ -61,36 +70,60 @@ def run(args: argparse.Namespace) -> int:
             meta |= {**_found(scorer), "package": __version__, "started": datetime.now(UTC).isoformat("T", "seconds")}
             if resuming:
                 score_files.check_same(args.output, old, meta)
-            elif args.output is not None:
-                args.output.unlink(missing_ok=True)  # with --overwrite: never old rows beside new meta data
-                score_files.write_meta(args.output, meta)
-            _score(scorer, itertools.chain([first], pending), args, tally, bar)
-    _report(args, meta, tally, tally.rows - before if resuming else None)
+                writer.folder = score_files.base_folder(args.output, old)
+            elif writer is not None:
+                score_files.write_meta(args.output, meta | {"folder": score_files.folder_from(args.output)})
+            _score(scorer, itertools.chain([first], pending), args, tally, bar, writer)
+    _report(args, meta, tally, tally.rows - before if resuming else None, finder)
     if not tally.scored:
         raise CommandError("nothing was scored: no picture could be read or judged")
+    if args.strict and tally.rows > tally.scored:
+        raise CommandError(f"{tally.rows - tally.scored} pictures have no score (--strict)")
     return 0
 
 
-def _score(scorer: QualityScorer, names: Iterator[str], args: argparse.Namespace, tally: Tally, bar) -> None:
-    output = args.output
+def _score(
+    scorer: QualityScorer,
+    images: Iterator[Found],
+    args: argparse.Namespace,
+    tally: Tally,
+    bar,
+    writer: score_files.RecordWriter | None,
+) -> None:
+    def take(result: ImageScore) -> None:
+        sink.write(result)
+        tally.add(result.score)
+        bar.update()
+
+    def names() -> Iterator[str]:
+        for found in images:
+            if found.problem is None:
+                yield found.name
+            else:
+                take(ImageScore.failed(found.name, f"{found.name}: {found.problem}"))
+
+    from vqr1_metric.results import ImageScore
+
     try:
-        with score_files.RecordWriter(output) if output else _JsonRows() if args.json else _Table(bar) as sink:
-            for result in scorer.stream(names):
-                sink.write(result)
-                tally.add(result.score)
-                bar.update()
+        with writer or (_JsonRows() if args.json else _Table(bar)) as sink:
+            for result in scorer.stream(names(), in_order=writer is None):
+                take(result)
     except KeyboardInterrupt:
-        kept = f": {tally.rows} rows are in {output}, --resume continues there" if output else ""
+        kept = f": {tally.rows} rows are in {args.output}, --resume continues there" if writer else ""
         raise KeyboardInterrupt(f"interrupted{kept}") from None
 
 
-def _report(args: argparse.Namespace, meta: dict[str, Any], tally: Tally, new: int | None) -> None:
+def _report(args: argparse.Namespace, meta: dict[str, Any], tally: Tally, new: int | None, finder: ImageFinder) -> None:
     summary = tally.summary() | {key: meta[key] for key in ("model", "revision", "mode", "prompt", "package")}
     summary["output"] = None if args.output is None else str(args.output)
+    counts = finder.counts
+    summary["found"] = {**asdict(counts), "skipped": dict(counts.skipped)}
     if args.json:
         print(json.dumps(summary) + ("" if args.output else "}"))
     elif not args.silent:
         print(_as_text(summary, new))
+        if counts.summary():
+            print(counts.summary())
 
 
 class Tally:
@@ -147,12 +180,12 @@ class _Table:
         pass
 
     def write(self, result: ImageScore) -> None:
-        row = score_files.as_row(result)
+        row, name = score_files.as_row(result), printable(result.name)
         if row["error"]:
-            self._print(f"  nan  {'-':>5}  {'-':>10}  {'-':>8}  {result.name}: {row['error']}")
+            self._print(f"  nan  {'-':>5}  {'-':>10}  {'-':>8}  {name}: {printable(row['error'])}")
             return
         numbers = f"{row['score']:5.2f}  {row['std']:5.2f}  {row['low']:.2f}..{row['high']:.2f}  {row['coverage']:8.1%}"
-        self._print(f"{numbers}  {result.name}")
+        self._print(f"{numbers}  {name}")
 
     def _print(self, line: str) -> None:
         if sys.stderr.isatty():  # the bar shares the terminal with the table and must step aside
@@ -179,58 +212,59 @@ class _JsonRows:
         self._separator = ","
 
 
-def _check_output(args: argparse.Namespace) -> bool:
-    """Is there a file to continue? Raises where one is in the way, before anything is loaded."""
+def _check_output(args: argparse.Namespace) -> None:
+    """Raises where an output cannot be written, before anything is loaded."""
     output = args.output
     if output is None:
-        if args.resume or args.overwrite:
-            raise CommandError("--resume and --overwrite are about an output file: name it with -o")
-        return False
-    score_files.file_format(output)
+        if args.resume or args.overwrite or args.retry_errors:
+            raise UsageError("--resume, --retry-errors and --overwrite are about an output file: name it with -o")
+        return
+    try:
+        score_files.file_format(output)
+    except score_files.RecordError as error:
+        raise UsageError(str(error)) from None
+    args.resume = args.resume or args.retry_errors
     if args.resume and args.overwrite:
-        raise CommandError("--resume and --overwrite exclude each other")
+        raise UsageError("--resume and --overwrite exclude each other")
     if not output.parent.is_dir():
         raise CommandError(f"no folder {str(output.parent)!r} to write {output.name!r} into")
-    if not output.exists() or args.overwrite:
-        return False
-    if not args.resume:
+    if output.exists() and output.stat().st_size and not (args.resume or args.overwrite):
         raise CommandError(f"{output} exists: --resume continues it, --overwrite replaces it")
-    return True
 
 
-def _read_output(output: Path, meta: dict[str, Any], seen: set[int], tally: Tally) -> dict[str, Any]:
+def _read_output(
+    args: argparse.Namespace, writer: score_files.RecordWriter, meta: dict[str, Any], done: set[int], tally: Tally
+) -> dict[str, Any]:
     """Take in what an earlier run wrote, and return its meta data."""
+    output = args.output
     old = score_files.read_meta(output)
     score_files.check_same(output, old, meta)
     score_files.repair(output)
-    for path, score in score_files.read_rows(output):
-        seen.add(_key(path))
+    if args.retry_errors:
+        writer.drop_errors()
+    keys = ImageKeys(score_files.base_folder(output, old))
+    for name, score in score_files.read_rows(output):
+        done.add(keys.key(name))
         tally.add(score)
     return old
 
 
-def _pending(args: argparse.Namespace, seen: set[int], bar) -> Iterator[str]:
-    """The pictures that have no row yet. One that is reached twice is scored once."""
-    for name in find.pictures(args.inputs, args.recursive, warn):
-        key = _key(score_files.cell(name))
-        if key in seen:
+def _pending(finder: ImageFinder, done: set[int], bar) -> Iterator[Found]:
+    """The pictures that have no row yet."""
+    keys = ImageKeys()
+    for found in finder:
+        if keys.key(found.name) in done:
             bar.update()
-            continue
-        seen.add(key)
-        yield name
+        else:
+            yield found
 
 
-def _key(path_cell: str) -> int:
-    """64 bits of a path: among a million pictures two share them with a probability of 3e-8."""
-    return int.from_bytes(blake2b(os.path.normpath(path_cell).encode(), digest_size=8).digest(), "big")
-
-
-def _progress_bar(args: argparse.Namespace):
+def _progress_bar(args: argparse.Namespace, finder: ImageFinder):
     from tqdm import tqdm
 
     if args.silent:
         return tqdm(disable=True)
-    total = sum(1 for _ in find.pictures(args.inputs, args.recursive))
+    total = None if finder.reads_input else sum(1 for _ in image_finder(args, note=False))
     # In a log file every refresh is a line of its own.
     return tqdm(total=total, unit="picture", file=sys.stderr, mininterval=0.2 if sys.stderr.isatty() else 10.0)
 
