@@ -1,15 +1,18 @@
 # Every target sets up what it needs: a fresh machine needs python3 >= 3.11 with pip and venv, and PyPI.
 #   make demo           score the sample pictures with the embedded model
-#   make test           the test suite (make test-slow adds the slow tests, make test-lowest the lowest versions)
+#   make test           the checks of make lint, then the test suite
+#   make test-slow      the suite with the slow tests; make test-lowest and make test-newest: other versions
+#   make lint           linter, formatter check and type checker
 #   make PYTHON=python3.12 test    another interpreter
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .venv-lowest
+NEWEST ?= .venv-newest
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-lowest bench lint build clean
+.PHONY: help demo test suite test-slow test-lowest test-newest bench lint build clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,23 +31,25 @@ $(VENV)/.run-stamp: pyproject.toml constraints.txt
 
 $(VENV)/.test-stamp: pyproject.toml constraints.txt
 	$(call create,$(VENV))
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,train]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,test,train]'
 	@touch $@ $(VENV)/.run-stamp
-
-$(VENV)/.dev-stamp: pyproject.toml constraints.txt
-	$(call create,$(VENV))
-	$(BIN)/python -m pip install --quiet -c constraints.txt 'ruff>=0.14'
-	@touch $@
 
 $(LOWEST)/.test-stamp: pyproject.toml constraints-lowest.txt
 	$(call create,$(LOWEST))
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[test]'
 	@touch $@
 
+$(NEWEST)/.test-stamp: pyproject.toml
+	$(call create,$(NEWEST))
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade -e '.[test,train]'
+	@touch $@
+
 demo: $(VENV)/.run-stamp
 	$(BIN)/vqr1 score examples/pictures --model nano
 
-test: $(VENV)/.test-stamp
+test: suite
+
+suite: $(VENV)/.test-stamp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.test-stamp
@@ -53,15 +58,20 @@ test-slow: $(VENV)/.test-stamp
 test-lowest: $(LOWEST)/.test-stamp
 	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
 
+# The newest versions that pyproject.toml allows; without pins, so what it finds is news, not a fault of a change.
+test-newest: $(NEWEST)/.test-stamp
+	$(NEWEST)/bin/python -m pytest $(PYTEST_ARGS)
+
 bench: $(VENV)/.run-stamp
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.speed.scoring --start-up
 
-lint: $(VENV)/.dev-stamp
+lint: $(VENV)/.test-stamp
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
 
-build: $(VENV)/.dev-stamp
-	$(BIN)/python -m pip install --quiet 'build>=1.2'
+build: $(VENV)/.test-stamp
 	$(BIN)/python -m build
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) $(LOWEST)
+	rm -rf build dist *.egg-info $(VENV) $(LOWEST) $(NEWEST)
