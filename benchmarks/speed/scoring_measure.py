@@ -135,17 +135,12 @@ def start_up(model: str, device: str, repeats: int) -> Iterator[tuple[str, str, 
 
 def about_this_run(backend: TransformersBackend, device: str) -> dict[str, object]:
     """Where, when and with what the figures were measured."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        commit = _run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]).strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     command = shlex.join(["python", "-m", "benchmarks.speed.scoring", *sys.argv[1:]])
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit,
-        "machine": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "commit": commit(),
+        "machine": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name(),
         "versions": f"python {platform.python_version()}, {packages}",
         "model": backend.model_id,
         "revision": backend.revision,
@@ -156,12 +151,21 @@ def about_this_run(backend: TransformersBackend, device: str) -> dict[str, objec
     }
 
 
+def commit() -> str:
+    """The checkout's commit, marked where files differ from it."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        return _run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def _run(command: list[str]) -> str:
     """Standard output of a program that must succeed."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The processor's name, with the numbers that tell its generation, and how many cores this process sees."""
     try:
         lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
