@@ -32,6 +32,7 @@ $(VENV)/.run-stamp: pyproject.toml constraints.txt
 $(VENV)/.test-stamp: pyproject.toml constraints.txt
 	$(call create,$(VENV))
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,test,train]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt dashscope  # for Qwen's vocabulary, a file in it
 	@touch $@ $(VENV)/.run-stamp
 
 $(LOWEST)/.test-stamp: pyproject.toml constraints-lowest.txt

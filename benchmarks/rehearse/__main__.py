@@ -4,9 +4,9 @@
 
 writes a checkpoint folder of the published layout with random weights and the real vocabulary (17 GB of disk at 7B;
 kept and used again), then loads, scores, explains, compares, evaluates, exports a LoRA adapter, scores with it and
-saves. Each step runs in a process of its own, so that its peak memory is its own. Time and memory are
-printed and, with --csv, appended with machine and commit. Random weights: the scores mean nothing. Needs the package that ships Qwen's vocabulary
-(pip install --no-deps dashscope) and memory for the weights (7B: 17 GB).
+saves. Each step runs in a process of its own, so that its peak memory is its own. Time and memory are printed and, with
+--csv, appended with machine and commit. Random weights: the scores mean nothing. Needs the package that ships Qwen's
+vocabulary (pip install --no-deps dashscope) and memory for the weights (7B: 17 GB).
 """
 
 from __future__ import annotations
