@@ -275,3 +275,42 @@ def test_functional_imports_torch_and_the_standard_library_only():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_distribution_over_other_answers():
+    """Mean, spread, entropy and quantiles of a question with three answers, by hand."""
+    logs = torch.tensor([[0.1, 0.2, 0.5], [0.3, 0.0, 0.0]], dtype=torch.float64).log()
+    d = ScoreDistribution.from_log_probabilities(logs, values=(0.0, 1.0, 4.0), answers=("no", "partly", "yes"))
+    p = torch.tensor([1 / 8, 2 / 8, 5 / 8], dtype=torch.float64)
+    torch.testing.assert_close(d.probabilities[0], p)
+    torch.testing.assert_close(d.coverage, torch.tensor([0.8, 0.3], dtype=torch.float64))
+    assert d.mean.tolist() == pytest.approx([22 / 8, 0])
+    assert float(d.variance[0]) == pytest.approx(82 / 8 - (22 / 8) ** 2)
+    assert float(d.entropy[0]) == pytest.approx(-float((p * p.log()).sum())) and float(d.entropy[1]) == 0
+    assert float(d[0].mode) == 4 and [float(x) for x in d[0].interval(0.5)] == [1.0, 4.0]
+    assert d[0].answers == ("no", "partly", "yes") and "yes=0.625" in repr(d[0])
+    mixed = d.mixture()
+    torch.testing.assert_close(mixed.probabilities, d.probabilities.mean(0))
+    assert mixed.values == (0.0, 1.0, 4.0) and d.to(torch.float32).values == mixed.values
+    assert ScoreDistribution.stack([d[0], d[1]]).answers == d.answers
+    with pytest.raises(ValueError, match="same answers"):
+        ScoreDistribution.stack([d[0], ScoreDistribution(p, values=(0.0, 1.0, 3.0))])
+    with pytest.raises(ValueError, match="same scores"):
+        win_probability(d[0], ScoreDistribution(p, values=(0.0, 1.0, 3.0)))
+    with pytest.raises(ValueError, match="Expected values among"):
+        d.on_score_grid()
+    with pytest.raises(ValueError, match="increasing order"):
+        ScoreDistribution(p, values=(0.0, 4.0, 1.0))
+
+
+def test_words_with_values_from_1_to_5_are_scores_like_any_other():
+    logs = torch.tensor([[0.1, 0.2, 0.3, 0.1, 0.1], [math.nan] * 5]).log().requires_grad_()
+    words = ScoreDistribution.from_log_probabilities(logs, values=(1.0, 2.0, 3.0, 4.0, 5.0))
+    grid = words.on_score_grid()
+    assert grid.values is None and grid.probabilities.shape == (2, 401)
+    torch.testing.assert_close(grid[0].mean, words[0].mean)
+    torch.testing.assert_close(grid[0].variance, words[0].variance)
+    torch.testing.assert_close(grid.coverage, words.coverage, equal_nan=True)
+    assert bool(grid.probabilities[1].isnan().all())
+    gradient, expected = (torch.autograd.grad(d[0].mean, logs, retain_graph=True)[0][0] for d in (grid, words))
+    torch.testing.assert_close(gradient, expected)

@@ -1,4 +1,4 @@
-"""A probability distribution over the 401 scores 1.00, 1.01, ... 5.00 that a reply of the model can state."""
+"""A probability distribution over what a reply can answer: the 401 scores 1.00, 1.01, ... 5.00, or other answers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,18 @@ def score_grid(device: torch.device | str | None = None, dtype: torch.dtype = to
     return (MIN_SCORE + steps / STEPS_PER_UNIT).to(dtype)
 
 
+def is_on_score_grid(values: Sequence[float]) -> bool:
+    """Are all of these among the scores 1.00, 1.01, ... 5.00?"""
+    steps = [(value - MIN_SCORE) * STEPS_PER_UNIT for value in values]
+    return all(abs(step - round(step)) < 1e-9 and 0 <= round(step) < GRID_SIZE for step in steps)
+
+
 @dataclass(frozen=True)
 class ScoreDistribution:
     """Score distributions of one picture (no leading dimension) or of a batch (leading dimension N).
+
+    The scores are the grid 1.00, 1.01, ... 5.00 unless ``values`` holds others, those of the answers to another
+    question.
 
     Args:
         probabilities: shape ``(..., 401)``, non-negative, summing to 1 over the last dimension: the probability of
@@ -36,6 +45,8 @@ class ScoreDistribution:
         coverage: shape ``(...)``, in [0, 1]: the probability mass inside the grammar, given the answer tag. The mass
             outside (words, 5.01 to 5.99, unusual spellings) is left out of ``probabilities``, never spread over them.
         tag_probability: shape ``(...)``, in [0, 1]: the probability that the model opens its reply with ``<answer>``.
+        values: the score of each of N other answers, in increasing order; then ``probabilities`` is ``(..., N)``.
+        answers: their texts, in the order of ``values``.
 
     Both reliabilities default to 1.
 
@@ -48,11 +59,18 @@ class ScoreDistribution:
     probabilities: Tensor
     coverage: Tensor | None = None
     tag_probability: Tensor | None = None
+    values: tuple[float, ...] | None = None
+    answers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = self.probabilities.shape
-        if not shape or shape[-1] != GRID_SIZE:
-            raise ValueError(f"Expected probabilities of shape (..., {GRID_SIZE}), but got {tuple(shape)}.")
+        size = GRID_SIZE if self.values is None else len(self.values)
+        if not shape or shape[-1] != size:
+            raise ValueError(f"Expected probabilities of shape (..., {size}), but got {tuple(shape)}.")
+        if self.values is not None and list(self.values) != sorted(set(self.values)):
+            raise ValueError(f"Expected values in increasing order, each once, but got {self.values}.")
+        if self.answers is not None and len(self.answers) != size:
+            raise ValueError(f"Expected {size} answers, one for each value, but got {len(self.answers)}.")
         for name in ("coverage", "tag_probability"):
             value = getattr(self, name)
             if value is None:
@@ -62,16 +80,20 @@ class ScoreDistribution:
 
     @classmethod
     def from_log_probabilities(
-        cls, log_probabilities: Tensor, tag_probability: Tensor | None = None
+        cls,
+        log_probabilities: Tensor,
+        tag_probability: Tensor | None = None,
+        values: tuple[float, ...] | None = None,
+        answers: tuple[str, ...] | None = None,
     ) -> ScoreDistribution:
-        """From the log-probability of every score given the tag, shape ``(..., 401)``, not normalised.
+        """From the log-probability of every score given the tag, shape ``(..., 401)`` or ``(..., N)``, not normalised.
 
         Their sum is the coverage. Normalising in log space keeps a distribution well defined, and differentiable,
         however little mass lies inside the grammar.
         """
         log_coverage = torch.logsumexp(log_probabilities, dim=-1)
         probabilities = (log_probabilities - log_coverage.unsqueeze(-1)).exp()
-        return cls(probabilities, log_coverage.exp(), tag_probability)
+        return cls(probabilities, log_coverage.exp(), tag_probability, values, answers)
 
     @classmethod
     def from_samples(cls, scores: Tensor) -> ScoreDistribution:
@@ -99,25 +121,54 @@ class ScoreDistribution:
         """One batch out of several distributions of equal shape."""
         if not distributions:
             raise ValueError("Expected at least one distribution to stack, but got none.")
+        if len({(d.values, d.answers) for d in distributions}) > 1:
+            raise ValueError("Expected distributions over the same answers, but got different ones.")
         return cls(
             torch.stack([d.probabilities for d in distributions]),
             torch.stack([d.coverage for d in distributions]),
             torch.stack([d.tag_probability for d in distributions]),
+            distributions[0].values,
+            distributions[0].answers,
         )
+
+    def on_score_grid(self) -> ScoreDistribution:
+        """The same over the scores 1.00, 1.01, ... 5.00, where all values are among them.
+
+        So that words with values from 1 to 5 are scores like any other: comparable, mixable, to be written to files.
+        """
+        if self.values is None:
+            return self
+        places = [round((value - MIN_SCORE) * STEPS_PER_UNIT) for value in self.values]
+        if not is_on_score_grid(self.values):
+            raise ValueError(f"Expected values among 1.00, 1.01, ... 5.00, but got {self.values}.")
+        probabilities = self.probabilities
+        grid = probabilities.new_zeros(*probabilities.shape[:-1], GRID_SIZE)
+        # A row without a score is NaN all over.
+        grid = grid + probabilities.sum(-1, keepdim=True).detach() * 0
+        grid = grid.index_copy(-1, torch.tensor(places, device=grid.device), probabilities)
+        return ScoreDistribution(grid, self.coverage, self.tag_probability)
 
     @property
     def grid(self) -> Tensor:
-        """The scores the probabilities belong to, shape ``(401,)``."""
+        """The scores the probabilities belong to, shape ``(401,)`` or ``(N,)``."""
+        if self.values is not None:
+            return torch.tensor(self.values, device=self.probabilities.device, dtype=self.probabilities.dtype)
         return score_grid(self.probabilities.device, self.probabilities.dtype)
 
     @property
     def mean(self) -> Tensor:
-        """Expected score, shape ``(...)``, in [1, 5]."""
-        return ((self.probabilities * (self.grid - MIN_SCORE)).sum(-1) + MIN_SCORE).clamp(MIN_SCORE, MAX_SCORE)
+        """Expected score, shape ``(...)``, between the lowest and the highest value: in [1, 5] on the grid."""
+        low, high = (MIN_SCORE, MAX_SCORE) if self.values is None else (self.values[0], self.values[-1])
+        return ((self.probabilities * (self.grid - low)).sum(-1) + low).clamp(low, high)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Shannon entropy, shape ``(...)``, in nats: 0 where one answer is certain."""
+        return torch.special.entr(self.probabilities).sum(-1)
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the score, shape ``(...)``, in squared score units, at most 4."""
+        """Variance of the score, shape ``(...)``, in squared score units, at most 4 on the grid."""
         return (self.probabilities * (self.grid - self.mean.unsqueeze(-1)) ** 2).sum(-1)
 
     @property
@@ -170,6 +221,8 @@ class ScoreDistribution:
             average(self.probabilities, weights.unsqueeze(-1), total.unsqueeze(-1)),
             average(self.coverage, weights, total),
             average(self.tag_probability, weights, total),
+            self.values,
+            self.answers,
         )
 
     def to(self, *args, **kwargs) -> ScoreDistribution:
@@ -193,9 +246,14 @@ class ScoreDistribution:
     def __repr__(self) -> str:
         if self.probabilities.ndim > 1:
             return f"ScoreDistribution(shape={tuple(self.probabilities.shape[:-1])})"
+        if self.answers is not None and len(self.answers) <= 12:
+            chances = zip(self.answers, self.probabilities.tolist(), strict=True)
+            shown = ", ".join(f"{answer}={chance:.3f}" for answer, chance in chances)
+            return f"ScoreDistribution({shown}, coverage={float(self.coverage):.3f})"
         mean, std = float(self.mean), float(self.std)
         shown = "no score" if math.isnan(mean) else f"mean={mean:.3f}, std={std:.3f}"
         return f"ScoreDistribution({shown}, coverage={float(self.coverage):.3f})"
 
     def _map(self, function) -> ScoreDistribution:
-        return ScoreDistribution(function(self.probabilities), function(self.coverage), function(self.tag_probability))
+        tensors = (function(tensor) for tensor in (self.probabilities, self.coverage, self.tag_probability))
+        return ScoreDistribution(*tensors, self.values, self.answers)

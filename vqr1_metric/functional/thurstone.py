@@ -47,5 +47,7 @@ def win_probability(a: ScoreDistribution, b: ScoreDistribution) -> Tensor:
     Returns:
         Probabilities in [0, 1] of the broadcast leading shape; NaN where either has no score.
     """
+    if a.values != b.values:
+        raise ValueError("Expected distributions over the same scores, but got those of different questions.")
     below = b.probabilities.cumsum(-1) - 0.5 * b.probabilities
     return (a.probabilities * below).sum(-1).clamp(0, 1)
