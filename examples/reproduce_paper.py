@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from vqr1_metric import QualityScorer
 from vqr1_metric.evaluation.run import Column, Settings, evaluate, provenance
-from vqr1_metric.evaluation.scoring import local_device, process_rank, score_items, scorer_identity
+from vqr1_metric.evaluation.scoring import local_device, made_by, process_rank, score_items
 from vqr1_metric.evaluation.tables import markdown, write_json, write_table_csv
 from vqr1_metric.ratings.datasets import find_folder, suite
 
@@ -56,7 +56,7 @@ def main() -> None:
         for name, scorer in scorers.items():
             with tqdm(total=len(labels), desc=f"{labels.name}, {name}", unit="picture") as bar:
                 rows = score_items(scorer, labels.images, args.output / "cache", labels.short_edge, bar.update)
-            identities[name] = scorer_identity(scorer, labels.short_edge)
+            identities[name] = made_by(scorer, labels.short_edge)
             columns.append(Column(name, "model", rows, identity=identities[name]))
         if process_rank()[0] == 0:
             sets.append(evaluate(labels, columns))

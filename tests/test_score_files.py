@@ -198,13 +198,20 @@ def test_suffix_decides():
 
 def test_meta(tmp_path: Path):
     path = tmp_path / "scores.csv"
-    meta = {"model": "nano", "revision": "1", "mode": "score"}
+    meta = {"model": "nano", "revision": "1", "identity": {"weights": "1", "mode": "score", "sampling": [1, 2]}}
     score_files.write_meta(path, meta)
     assert [file.name for file in tmp_path.iterdir()] == ["scores.csv.meta.json"]
     assert score_files.read_meta(path) == meta
-    score_files.check_same(path, meta, {**meta, "package": "9"})
-    with pytest.raises(score_files.RecordError, match="was made with revision '1', but this run has '2'"):
-        score_files.check_same(path, meta, {**meta, "revision": "2"})
+    score_files.check_same(path, meta, {**meta, "package": "9", "model": "a copy of it"})
+    score_files.check_same(path, meta, {"identity": {"weights": "1", "mode": "score", "sampling": (1, 2)}})
+    changed = {"identity": {**meta["identity"], "weights": "2"}}
+    with pytest.raises(score_files.RecordError, match="was made with weights '1', but this run has '2'; scores"):
+        score_files.check_same(path, meta, changed)
+    changed["identity"] |= {"deterministic": True}  # the old file does not state it: it was not compared, it differs
+    with pytest.raises(score_files.RecordError, match=r"has '2' \(and other deterministic\)"):
+        score_files.check_same(path, meta, changed)
+    with pytest.raises(score_files.RecordError, match="does not say all that its scores were made with"):
+        score_files.check_same(path, {"model": "nano", "revision": "1"}, meta)
     score_files.meta_path(path).write_text("{")
     with pytest.raises(score_files.RecordError, match=r"scores\.csv\.meta\.json beside it is missing or damaged"):
         score_files.read_meta(path)

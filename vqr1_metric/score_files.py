@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 #: ``probabilities`` (of the 401 scores 1.00, 1.01, ... 5.00) and ``replies``.
 COLUMNS = ("path", "score", "std", "coverage", "error", "low", "high", "tag_probability")
 SUFFIXES = (".csv", ".jsonl")
-#: A file may only be continued by a run that agrees in these.
-IDENTITY = ("model", "revision", "mode", "prompt", "dtype", "min_pixels", "max_pixels", "sampling")
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "'")
 
@@ -320,13 +318,26 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Refuse to continue a file with other settings; only what both state is compared."""
-    for key in IDENTITY:
-        if key in old and key in new and old[key] != new[key]:
-            raise RecordError(
-                f"{path}: was made with {key} {old[key]!r}, but this run has {new[key]!r}; scores of both must not be "
-                "mixed. Use the same settings, or another output file."
-            )
+    """Refuse to continue a file whose scores another scorer made.
+
+    Args:
+        path: the score file, for the message.
+        old, new: meta data, with the whole of :meth:`~vqr1_metric.scorer.QualityScorer.identity` under ``identity``.
+    """
+    before, now = old.get("identity"), json.loads(json.dumps(new["identity"]))
+    if not isinstance(before, dict):
+        raise RecordError(
+            f"{path}: cannot be continued, because {meta_path(path).name} does not say all that its scores were made "
+            "with (an older version wrote it). Choose another output file, or --overwrite it."
+        )
+    different = [name for name in now | before if before.get(name) != now.get(name)]
+    if different:
+        name = different[0]
+        others = f" (and other {', '.join(different[1:])})" if different[1:] else ""
+        raise RecordError(
+            f"{path}: was made with {name} {before.get(name)!r}, but this run has {now.get(name)!r}{others}; scores of "
+            "both must not be mixed. Use the same model and settings, or another output file."
+        )
 
 
 def _csv_line(values) -> bytes:

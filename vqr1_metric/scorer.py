@@ -13,9 +13,10 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from vqr1_metric.backends.base import Sampling, ScoringBackend
-from vqr1_metric.backends.loading import ModelSpec, cached, forget, is_cached
+from vqr1_metric.backends.base import Sampling, ScoringBackend, backend_identity
+from vqr1_metric.backends.loading import SharedModel, forget, newest, shared
 from vqr1_metric.backends.pixels import PixelConfig
+from vqr1_metric.backends.spec import EMBEDDED, ModelSpec
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.images import ImageError, ImageLike, describe, load_image, split_images
 from vqr1_metric.images.ahead import read_pictures
@@ -116,6 +117,7 @@ class QualityScorer:
         self.thinking = thinking
         self.add_vision_id = mode == "sample" if add_vision_id is None else add_vision_id
         self._given_backend = backend
+        self._shared: SharedModel | None = None  # the model as its files were when this scorer first used it
         self._warned = False
         self._fitting_tokens: int | None = None  # what a batch that did not fit into memory was cut to
 
@@ -214,49 +216,98 @@ class QualityScorer:
         from vqr1_metric.backends.transformers import TransformersBackend
 
         with torch.inference_mode(False):  # weights loaded or moved in inference mode could never pass a gradient on
-            backend = cached(self.spec, TransformersBackend)
+            backend = self._model().load(TransformersBackend)
             backend.to_own_device()
         return backend
 
     @property
     def pixel_config(self) -> PixelConfig:
-        """The model's preprocessing, with this scorer's pixel limits."""
-        return self.backend.pixel_config.with_limits(self.min_pixels, self.max_pixels)
+        """The model's preprocessing, with this scorer's pixel limits; known before the weights load."""
+        own = self._model().pixel_config if self._given_backend is None else self._given_backend.pixel_config
+        return own.with_limits(self.min_pixels, self.max_pixels)
 
     @property
     def loaded(self) -> bool:
         """Are the weights in memory?"""
-        return self._given_backend is not None or is_cached(self.spec)
+        model = self._shared or newest(self.spec)
+        return self._given_backend is not None or (model is not None and model.backend is not None)
 
     def offload(self) -> None:
         """Move the weights to the CPU, for all scorers that share them; the next use brings them back."""
-        if self._given_backend is None and is_cached(self.spec):
+        model = self._shared or newest(self.spec)
+        if self._given_backend is None and model is not None and model.backend is not None:
             with torch.inference_mode(False):
-                cached(self.spec, None).offload()
+                model.backend.offload()
 
     def unload(self) -> None:
-        """Drop the weights, for all scorers that share them; the next use loads them again."""
+        """Drop the weights, for all scorers that share them; the next use loads them again.
+
+        This scorer then takes the files as they are. Another one that has used them refuses if they have changed.
+        """
+        if self._shared is not None:
+            self._shared.backend = None
+            self._shared = None
         forget(self.spec)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def identity(self) -> dict[str, object]:
+        """Everything that decides a score, and nothing else: two scorers with one identity give the same scores.
+
+        By content and as resolved: hashes of weights, adapter, tokenizer, chat template, preprocessing and
+        configuration, never their path; the dtype that None means here; pixel limits of the model where none were
+        given; the question; sampling only in a mode that samples; of a server its address, model and options. Where
+        the model runs is no part of it, nor what only changes the speed.
+
+        All values can be written as JSON. No weights are loaded, but those of a model on the Hub are downloaded. It
+        stays the same as long as this scorer is not unloaded: one whose files were overwritten meanwhile refuses to
+        load the new ones.
+
+        Raises:
+            ModelError: if the model cannot be found.
+        """
+        given, limits = self._given_backend, self.pixel_config
+        sampling = None
+        if self.mode != "score":
+            thinking = self.mode == "think" or self.thinking
+            sampling = {**asdict(self.sampling), "thinking": thinking, "add_vision_id": self.add_vision_id}
+        return {
+            **(self._model().identity if given is None else backend_identity(given)),
+            "min_pixels": limits.min_pixels,
+            "max_pixels": limits.max_pixels,
+            "question": PROMPT_VERSION,
+            "mode": self.mode,
+            "sampling": sampling,
+            "deterministic": self.deterministic,
+        }
+
     @property
     def fingerprint(self) -> int:
-        """A 48-bit number of everything that decides a score, known before any weights load (exact in float64 too).
+        """A 48-bit number made of :meth:`identity` (exact in float64 too)."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).digest()
+        return int.from_bytes(digest[:6], "big")
 
-        Where the model runs is no part of it: the ranks of a distributed run use one GPU each.
+    def card(self) -> dict[str, object]:
+        """What to write beside scores: ``model`` and ``revision`` to read, ``identity`` to compare.
+
+        A local model goes by its folder's path, one on the Hub or a server by its name. The revision is the commit on
+        the Hub, a hash of the folder's content, or ``"served"``.
         """
         given = self._given_backend
-        spec = asdict(self.spec) | {"device": None, "device_map": None}
-        if self.spec.dtype is None:  # what it then is depends on the kind of device
-            on_cpu = torch.device(self.spec.resolved_device()).type == "cpu" and not self.spec.device_map
-            spec["dtype"] = "automatic on a CPU" if on_cpu else "automatic"
         if given is not None:
-            spec = [given.model_id, given.revision]
-        sampling = None if self.mode == "score" else [asdict(self.sampling), self.thinking, self.add_vision_id]
-        recipe = [spec, self.mode, PROMPT_VERSION, self.min_pixels, self.max_pixels, sampling]
-        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).digest()
-        return int.from_bytes(digest[:6], "big")
+            model, revision = given.model_id, given.revision
+        else:
+            folder = None if self.spec.model in EMBEDDED else self.spec.folder
+            model, revision = str(folder.resolve()) if folder else self.spec.model, self._model().revision
+        return {"model": model, "revision": revision, "identity": self.identity()}
+
+    def _model(self) -> SharedModel:
+        if self._shared is None:
+            self._shared = shared(self.spec)
+        return self._shared
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_shared": None}
 
     def replace(self, *, mode: Mode) -> QualityScorer:
         """The same scorer in another mode, sharing the weights."""

@@ -222,6 +222,7 @@ def test_lora_adapter_folder_loads_on_its_base(folder, tmp_path):
 def test_an_adapter_without_peft_says_what_to_install(folder, tmp_path, monkeypatch):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "adapter" / "adapter_model.safetensors")
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(ModelError, match=r"pip install 'vqr1-metric\[train\]'"):
         load_model(spec(tmp_path / "adapter"))

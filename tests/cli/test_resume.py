@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from model_folders import CHANGES, change_file
 
 from vqr1_metric import score_files
 
@@ -82,28 +84,54 @@ def test_a_file_in_the_way_is_kept_unless_overwritten(vqr1, folder: Path, tmp_pa
     assert len(rows_of(output)) == 5
 
 
-def test_other_settings_are_refused(vqr1, folder: Path, tmp_path: Path, tiny_qwen2_vl: Path, tiny_qwen2_5_vl: Path):
+OTHER_SETTINGS = {
+    "mode": ("--mode", "think"),
+    "dtype": ("--dtype", "bfloat16"),
+    "quantization": ("--quantization", "8bit"),
+    "max_pixels": ("--max-pixels", 5000),
+    "min_pixels": ("--min-pixels", 5000),
+    "deterministic": ("--deterministic",),
+}
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_other_settings_are_refused(vqr1, folder: Path, tmp_path: Path, tiny_qwen2_vl: Path, more: bool):
+    """Also by a run with nothing left to do, which would otherwise hand out the old scores as its own."""
     output = tmp_path / "scores.csv"
-    vqr1("score", folder / "000.png", "-o", output)
+    vqr1("score", folder / "000.png" if more else folder, "-o", output)
     before = output.read_bytes()
     resume = ("score", folder, "-o", output, "--resume")
-    for outcome, setting in (
-        (vqr1(*resume, model=tiny_qwen2_vl), "model"),
-        (vqr1(*resume, "--mode", "think"), "mode"),
-        (vqr1(*resume, "--dtype", "float64"), "dtype"),
-        (vqr1(*resume, "--max-pixels", 5000), "max_pixels"),
-    ):
+    outcomes = {setting: vqr1(*resume, *options) for setting, options in OTHER_SETTINGS.items()}
+    outcomes["weights"] = vqr1(*resume, model=tiny_qwen2_vl)
+    for setting, outcome in outcomes.items():
         assert outcome.code == 1
         assert f"was made with {setting} " in outcome.err
-        assert outcome.err.splitlines()[-1].endswith("Use the same settings, or another output file.")
+        assert outcome.err.splitlines()[-1].endswith("Use the same model and settings, or another output file.")
         assert output.read_bytes() == before
-    for key, value in (("revision", "sha256:0"), ("prompt", "visualquality-r1/0")):
-        meta = score_files.read_meta(output)
-        score_files.write_meta(output, {**meta, key: value})
-        assert f"was made with {key} '{value}'" in vqr1(*resume).err
-        score_files.write_meta(output, meta)
-    assert output.read_bytes() == before
     assert vqr1(*resume).code == 0
+
+
+def test_the_same_model_elsewhere_is_the_same(vqr1, folder: Path, tmp_path: Path, tiny_qwen2_5_vl: Path):
+    output = tmp_path / "scores.csv"
+    vqr1("score", folder / "000.png", "-o", output)
+    copy = shutil.copytree(tiny_qwen2_5_vl, tmp_path / "elsewhere")
+    same = ("--dtype", "float32", "--max-pixels", 12845056)
+    outcome = vqr1("score", folder, "-o", output, "--resume", *same, model=f"{copy}/")
+    assert outcome.code == 0 and "5, 4 of them new" in outcome.out
+
+
+def test_a_folder_that_changed_is_another_model(vqr1, folder: Path, tmp_path: Path, tiny_qwen2_5_vl: Path):
+    """Whatever file of it: old scores are never handed out for it, in the same process neither."""
+    model = shutil.copytree(tiny_qwen2_5_vl, tmp_path / "model")
+    output = tmp_path / "scores.csv"
+    assert vqr1("score", folder, "-o", output, model=model).code == 0
+    for name, part in CHANGES.items():
+        kept = (model / name).read_bytes()
+        change_file(model / name)
+        outcome = vqr1("score", folder, "-o", output, "--resume", model=model)
+        assert outcome.code == 1 and f"was made with {part} " in outcome.err
+        (model / name).write_bytes(kept)
+        assert vqr1("score", folder, "-o", output, "--resume", model=model).code == 0
 
 
 def test_interrupted(vqr1, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

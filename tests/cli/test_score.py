@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from vqr1_metric import __version__, score_files
 from vqr1_metric.cli.score import Tally
-from vqr1_metric.protocol import PROMPT_VERSION
 from vqr1_metric.results import ImageScore
 from vqr1_metric.scorer import QualityScorer
 
@@ -45,8 +44,9 @@ def test_a_folder_into_a_csv(vqr1, photos: Path, tmp_path: Path, tiny_qwen2_5_vl
         assert [float(row["low"]), float(row["high"])] == pytest.approx(expected.interval(), abs=0.011)
     meta = json.loads((tmp_path / "scores.csv.meta.json").read_text())
     assert meta["revision"] == scorer.backend.revision
-    assert (meta["mode"], meta["prompt"], meta["package"]) == ("score", PROMPT_VERSION, __version__)
-    assert (meta["model"], meta["dtype"]) == (str(tiny_qwen2_5_vl), "float32")
+    assert meta["identity"] == scorer.identity()
+    assert (meta["identity"]["mode"], meta["identity"]["dtype"]) == ("score", "float32")
+    assert (meta["model"], meta["package"]) == (str(tiny_qwen2_5_vl), __version__)
     mean = sum(float(row["score"]) for row in (rows[0], rows[2])) / 2
     assert f"mean {mean:.3f}, 95% interval" in outcome.out
     assert "without a score: 1" in outcome.out
@@ -110,7 +110,8 @@ def test_other_modes_are_recorded_and_reproducible(vqr1, photos: Path, tmp_path:
     assert "none of 2 sampled replies held a score" in row["error"]
     assert len(row["replies"]) == 2
     meta = score_files.read_meta(tmp_path / "s.jsonl")
-    assert (meta["mode"], meta["sampling"]["num_samples"], meta["sampling"]["seed"]) == ("sample", 2, 0)
+    sampling = meta["identity"]["sampling"]
+    assert (meta["identity"]["mode"], sampling["num_samples"], sampling["seed"]) == ("sample", 2, 0)
     vqr1("score", photos / "a.jpg", "-o", tmp_path / "t.jsonl", *options)
     assert json.loads((tmp_path / "t.jsonl").read_text()) == row
 

@@ -73,6 +73,16 @@ class Sampling:
         return [seed(reply) for reply in range(self.num_samples)]
 
 
+def backend_identity(backend: ScoringBackend) -> dict[str, object]:
+    """All that decides what a backend answers, but for the pixel limits: what it says itself, or else its name."""
+    identity = getattr(backend, "identity", None)
+    if identity is not None:
+        return dict(identity())
+    config = backend.pixel_config
+    preprocessor = [config.patch_size, config.merge_size, config.temporal_patch_size, *config.mean, *config.std]
+    return {"model": backend.model_id, "revision": backend.revision, "preprocessor": preprocessor}
+
+
 @runtime_checkable
 class ScoringBackend(Protocol):
     """A model that can state score distributions and write replies.
@@ -80,6 +90,9 @@ class ScoringBackend(Protocol):
     Pictures are ``(3, H, W)`` tensors, uint8 or floating in [0, 1], of any sizes and devices, already checked. A model
     may say in ``batch_tokens`` and ``batch_visual_tokens`` how large a batch suits it, and raises
     ``torch.OutOfMemoryError`` for one that is too large.
+
+    It should have ``identity() -> dict``: all that decides what it answers, but for the pixel limits, as JSON values,
+    by content and without secrets. One without goes by its name and revision.
     """
 
     #: What was loaded: hub name or folder, and the commit or content hash it had.

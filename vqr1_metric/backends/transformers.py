@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from vqr1_metric.backends import packing
 from vqr1_metric.backends.base import ModelError, Sampling
 from vqr1_metric.backends.cpu import fast_products
+from vqr1_metric.backends.files import digest_of, digest_of_tensors, preprocessor_digest
 from vqr1_metric.backends.loading import LoadedModel, ModelSpec, cached, load_model
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
 from vqr1_metric.backends.readout import (
@@ -49,6 +50,7 @@ class TransformersBackend:
         loaded = loaded or load_model(spec)
         self.model_id = spec.model
         self.revision = loaded.revision
+        self._identity = loaded.identity
         self.pixel_config = loaded.pixel_config
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
@@ -80,6 +82,19 @@ class TransformersBackend:
 
     def __deepcopy__(self, memo: dict) -> TransformersBackend:
         return self
+
+    def identity(self) -> dict[str, object]:
+        """All that decides what this model answers, but for the pixel limits; weights in memory by their values now."""
+        if self._identity is not None:
+            return self._identity
+        return {
+            "weights": digest_of_tensors(self.model.state_dict()),
+            "tokenizer": digest_of(self.tokenizer.backend_tokenizer.to_str()),
+            "chat_template": digest_of(self._chat_template),
+            "preprocessor": preprocessor_digest(self.pixel_config),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": self.model.config.get_text_config()._attn_implementation,
+        }
 
     @property
     def device(self) -> torch.device:

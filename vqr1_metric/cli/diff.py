@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and not args.output.parent.is_dir():
         raise CommandError(f"no folder {str(args.output.parent)!r} to write {args.output.name!r} into")
     from vqr1_metric.evaluation.paired import compare_paired, match_folders, win_probabilities
-    from vqr1_metric.evaluation.scoring import score_items, scorer_identity
+    from vqr1_metric.evaluation.scoring import made_by, score_items
     from vqr1_metric.ratings import RatedImage
 
     scenes, problems = match_folders(args.before, args.after)
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         from vqr1_metric.evaluation.tables import jsonable
 
-        answer = {**asdict(found), "identity": scorer_identity(scorer), "scenes": table}
+        answer = {**asdict(found), "identity": made_by(scorer), "scenes": table}
         print(json.dumps(jsonable(answer), indent=1))
     else:
         print(_as_text(args, found, [row for row in rows if row["error"]]))

@@ -16,7 +16,7 @@ from vqr1_metric.evaluation.baselines import BASELINES, LUMA
 from vqr1_metric.evaluation.ladder import check_distortions, ladder_pictures, ladder_statistics, ladder_table
 from vqr1_metric.evaluation.preference import preference_agreement
 from vqr1_metric.evaluation.run import Settings, provenance
-from vqr1_metric.evaluation.scoring import process_rank, score_pictures, scorer_identity
+from vqr1_metric.evaluation.scoring import made_by, process_rank, score_pictures
 from vqr1_metric.evaluation.tables import made_with_text, table, write_json, write_text
 from vqr1_metric.images.distortions import LEVELS
 from vqr1_metric.ratings.sets import count_problems, problems_text
@@ -61,9 +61,9 @@ def run_ladder(args: argparse.Namespace, scorer: QualityScorer | None, settings:
     names = check_distortions(args.distortion)
     pictures, rungs = ladder_pictures(args.ladder, names, args.bootstrap_seed, args.max_edge)
     args.output.mkdir(parents=True, exist_ok=True)
-    identity = scorer_identity(scorer)
+    identity = made_by(scorer)
     with progress_bar(args, "ladder", len({key for key, _ in rungs})) as bar:
-        rows = score_pictures(scorer, rungs, cache_folder(args), identity, bar.update)
+        rows = score_pictures(scorer, rungs, cache_folder(args), bar.update)
     if process_rank()[0] > 0:
         return 0
     shape = (len(pictures), len(names), LEVELS + 1)

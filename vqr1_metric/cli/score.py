@@ -20,7 +20,6 @@ from vqr1_metric.cli import CommandError, UsageError
 from vqr1_metric.cli.options import add_image_options, add_model_options, build_scorer, image_finder
 from vqr1_metric.images.find import Found, ImageFinder
 from vqr1_metric.images.names import ImageKeys, printable
-from vqr1_metric.protocol import PROMPT_VERSION
 
 if TYPE_CHECKING:
     from vqr1_metric.results import ImageScore
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     _check_output(args)
     finder = image_finder(args)
     scorer = build_scorer(args)
-    meta = _wanted(scorer)
+    meta = {**scorer.card(), "package": __version__, "started": datetime.now(UTC).isoformat("T", "seconds")}
     tally = Tally()
     writer = None
     with contextlib.ExitStack() as stack:
@@ -67,11 +66,10 @@ def run(args: argparse.Namespace) -> int:
         if first is None:  # nothing left to do: the model need not be loaded to say so
             meta = old
         else:
-            meta |= {**_found(scorer), "package": __version__, "started": datetime.now(UTC).isoformat("T", "seconds")}
             if resuming:
-                score_files.check_same(args.output, old, meta)
                 writer.folder = score_files.base_folder(args.output, old)
             elif writer is not None:
+                _ = scorer.backend  # a model that cannot be loaded leaves no file behind
                 score_files.write_meta(args.output, meta | {"folder": score_files.folder_from(args.output)})
             _score(scorer, itertools.chain([first], pending), args, tally, bar, writer)
     _report(args, meta, tally, tally.rows - before if resuming else None, finder)
@@ -114,7 +112,8 @@ def _score(
 
 
 def _report(args: argparse.Namespace, meta: dict[str, Any], tally: Tally, new: int | None, finder: ImageFinder) -> None:
-    summary = tally.summary() | {key: meta[key] for key in ("model", "revision", "mode", "prompt", "package")}
+    summary = tally.summary() | {key: meta[key] for key in ("model", "revision", "package")}
+    summary |= {"mode": meta["identity"]["mode"], "prompt": meta["identity"]["question"]}
     summary["output"] = None if args.output is None else str(args.output)
     counts = finder.counts
     summary["found"] = {**asdict(counts), "skipped": dict(counts.skipped)}
@@ -267,32 +266,6 @@ def _progress_bar(args: argparse.Namespace, finder: ImageFinder):
     total = None if finder.reads_input else sum(1 for _ in image_finder(args, note=False))
     # In a log file every refresh is a line of its own.
     return tqdm(total=total, unit="picture", file=sys.stderr, mininterval=0.2 if sys.stderr.isatty() else 10.0)
-
-
-def _wanted(scorer: QualityScorer) -> dict[str, Any]:
-    """What is known of the settings before the model is loaded."""
-    folder = scorer.spec.folder
-    sampling = None
-    if scorer.mode != "score":
-        sampling = {**asdict(scorer.sampling), "thinking": scorer.thinking, "add_vision_id": scorer.add_vision_id}
-    return {
-        "model": str(folder.resolve()) if folder and scorer.spec.model != "nano" else scorer.spec.model,
-        "mode": scorer.mode,
-        "prompt": PROMPT_VERSION,
-        "sampling": sampling,
-    }
-
-
-def _found(scorer: QualityScorer) -> dict[str, Any]:
-    """What the loaded model adds."""
-    backend, limits = scorer.backend, scorer.pixel_config
-    model = getattr(backend, "model", None)  # a model behind a server has its own precision
-    return {
-        "revision": backend.revision,
-        "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
-        "min_pixels": limits.min_pixels,
-        "max_pixels": limits.max_pixels,
-    }
 
 
 def _as_text(summary: dict[str, Any], new: int | None) -> str:

@@ -14,7 +14,7 @@ from vqr1_metric.cli.options import progress
 from vqr1_metric.evaluation.baselines import BASELINES, baseline_scores
 from vqr1_metric.evaluation.peers import match_scores, pyiqa_metric, read_scores
 from vqr1_metric.evaluation.run import Column
-from vqr1_metric.evaluation.scoring import process_rank, score_items, scorer_identity
+from vqr1_metric.evaluation.scoring import made_by, process_rank, score_items
 from vqr1_metric.ratings import RatedImage
 from vqr1_metric.scorer import QualityScorer
 
@@ -74,7 +74,7 @@ def columns(
     """
     found = [_from_file(told, scores, args, items, name) for told, scores in peers.files.items()]
     if scorer is not None:
-        identity = scorer_identity(scorer, short_edge)
+        identity = made_by(scorer, short_edge)
         called = model_name(identity)
         if called in {*peers.files, *peers.metrics}:
             raise CommandError(f"the model is called {called!r} too; give the file another name: --against NAME=FILE")

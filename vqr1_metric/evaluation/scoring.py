@@ -1,9 +1,8 @@
 """Scores of a model for many pictures: cached by content, resumable, by several processes with the same result as one.
 
-A cache entry belongs to a picture's SHA-256 and to everything that decides its score: model, revision, prompt, mode,
-precision, pixel limits, sampling and the data set's resizing. Pictures are scored in chunks that do not depend on how
-many processes there are, and a chunk is written at once, so that neither a kill nor another number of processes changes
-the composition of a batch, and with it the last digits.
+A cache entry belongs to a picture's SHA-256, to the scorer's identity and to the data set's resizing. Pictures are
+scored in chunks that do not depend on how many processes there are, and a chunk is written at once, so that neither a
+kill nor another number of processes changes the composition of a batch, and with it the last digits.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,6 @@ import torch
 from vqr1_metric import score_files
 from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.images import ImageError, ImageLike
-from vqr1_metric.protocol import PROMPT_VERSION
 from vqr1_metric.ratings import RatedImage
 from vqr1_metric.scorer import QualityScorer
 
@@ -34,25 +31,10 @@ CHUNK = 32
 DIGITS = 4
 
 
-def scorer_identity(scorer: QualityScorer, short_edge: int | None = None) -> dict[str, Any]:
-    """Everything that decides the score of a picture. Loads the model, as its revision is known only then."""
-    backend, limits = scorer.backend, scorer.pixel_config
-    sampling = None
-    if scorer.mode != "score":
-        sampling = {**asdict(scorer.sampling), "thinking": scorer.thinking, "add_vision_id": scorer.add_vision_id}
-    model = getattr(backend, "model", None)  # a model behind a server has its own precision
-    return {
-        "model": backend.model_id,
-        "revision": backend.revision,
-        "mode": scorer.mode,
-        "prompt": PROMPT_VERSION,
-        "dtype": None if model is None else str(model.dtype).removeprefix("torch."),
-        "min_pixels": limits.min_pixels,
-        "max_pixels": limits.max_pixels,
-        "sampling": sampling,
-        "short_edge": short_edge,
-        "deterministic": scorer.deterministic or None,
-    }
+def made_by(scorer: QualityScorer, short_edge: int | None = None) -> dict[str, Any]:
+    """What to write beside scores: the model's name and revision, everything that decides a score, the resizing."""
+    card = scorer.card()
+    return {"model": card["model"], "revision": card["revision"], **scorer.identity(), "short_edge": short_edge}
 
 
 class ScoreCache:
@@ -60,7 +42,7 @@ class ScoreCache:
 
     Args:
         folder: where caches are kept.
-        identity: see :func:`scorer_identity`.
+        identity: what decides a score.
         rank: number of the writing process.
     """
 
@@ -106,7 +88,7 @@ def score_items(
         progress: see :func:`score_pictures`.
     """
     pictures = [(picture_hash(item.path), partial(_load, item.path, short_edge)) for item in items]
-    rows = score_pictures(scorer, pictures, cache, scorer_identity(scorer, short_edge), progress)
+    rows = score_pictures(scorer, pictures, cache, progress, short_edge=short_edge)
     # Equal pictures share a row, which has the name of the first.
     return [{**row, "path": str(item.path)} for row, item in zip(rows, items, strict=True)]
 
@@ -115,8 +97,9 @@ def score_pictures(
     scorer: QualityScorer,
     pictures: Sequence[tuple[str, Callable[[], ImageLike]]],
     cache: Path,
-    identity: dict[str, Any],
     progress: Callable[[int], object] = lambda count: None,
+    *,
+    short_edge: int | None = None,
 ) -> list[dict]:
     """A row for each picture, scored or from the cache.
 
@@ -126,11 +109,11 @@ def score_pictures(
     Args:
         pictures: for each a key that changes when its pixels do, and a function that gives it.
         cache: folder of the cache.
-        identity: see :func:`scorer_identity`.
         progress: told how many pictures have just been done (by this process, or found in the cache).
+        short_edge: what the functions reduce a picture to.
     """
     rank, processes = process_rank()
-    store = ScoreCache(cache, identity, rank)
+    store = ScoreCache(cache, {**scorer.identity(), "short_edge": short_edge}, rank)
     known = store.read()
     wait_for_all()  # or one process could write before another has seen what is left to do
     unique = dict(reversed(pictures))  # of equal pictures the first

@@ -51,7 +51,8 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
 
 
 #: Columns of the CSV table that say what a line was made with.
-_MADE_WITH = ("model", "revision", "mode", "prompt", "vqr1_metric", "level", "resamples", "seed", "command")
+_MODEL = ("model", "revision", "mode", "question")
+_MADE_WITH = (*_MODEL, "vqr1_metric", "level", "resamples", "seed", "command")
 
 
 def write_table_csv(path: Path, sets: Sequence[dict[str, Any]], made_with: dict[str, Any]) -> None:
@@ -66,7 +67,7 @@ def write_table_csv(path: Path, sets: Sequence[dict[str, Any]], made_with: dict[
             line = [cell(dataset["name"]), dataset["split"], cell(row["name"]), row["kind"], row["n"], row["left_out"]]
             for name in STATISTICS:
                 line += [_number(row["values"][name]), *(_number(end) for end in row["intervals"][name])]
-            known = {**made_with, **dict.fromkeys(("model", "revision", "mode", "prompt")), **(row["identity"] or {})}
+            known = {**made_with, **dict.fromkeys(_MODEL), **(row["identity"] or {})}
             line += ["" if known[name] is None else cell(str(known[name])) for name in _MADE_WITH]
             lines.append(line)
         for row in entry["published"]:
@@ -192,6 +193,8 @@ def _means(sets: Sequence[dict[str, Any]]) -> str:
 
 def made_with_text(made_with: dict[str, Any]) -> str:
     """How results were made, as Markdown."""
+    from vqr1_metric.backends.files import CONTENT
+
     versions = ", ".join(f"{name} {value}" for name, value in made_with["versions"].items())
     lines = [
         "## How this was made\n",
@@ -201,8 +204,9 @@ def made_with_text(made_with: dict[str, Any]) -> str:
         f"{made_with['seed']}; the logistic maps are fitted once, to all pictures.",
     ]
     for identity in made_with.values():
-        if isinstance(identity, dict) and "prompt" in identity:
-            lines.append("- " + ", ".join(f"{key} {value}" for key, value in identity.items() if value is not None))
+        if isinstance(identity, dict) and "question" in identity:  # hashes are in results.json
+            told = {key: value for key, value in identity.items() if value is not None and key not in CONTENT}
+            lines.append("- " + ", ".join(f"{key} {value}" for key, value in told.items()))
     return "\n".join(lines) + "\n"
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vqr1_metric.backends.base import ModelError, Sampling
+from vqr1_metric.backends.files import digest_of, preprocessor_digest
 from vqr1_metric.backends.http.walk import AnswerWalk, rest_of_answer
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution
@@ -124,6 +127,22 @@ class HttpBackend:
                     )
                 self._model = names[0]
             return self._model
+
+    def identity(self) -> dict[str, object]:
+        """All that decides what this backend answers, but for the pixel limits; asks the server for its model's name.
+
+        A server does not say which weights it has, so its address stands for them. Of ``extra`` there is a hash only:
+        it may hold a secret, and so may a user name or a query in the address.
+        """
+        return {
+            "server": _public_address(self._connection.base_url),
+            "served_model": self.model_id,
+            "threshold": self._threshold,
+            "constrained": self._constrained,
+            "fallback_samples": self._fallback.num_samples,
+            "extra": digest_of(json.dumps(self._extra, sort_keys=True, default=repr)) if self._extra else None,
+            "preprocessor": preprocessor_digest(self.pixel_config),
+        }
 
     def sequence_length(self, visual_tokens: int, thinking: bool) -> int:
         """1: the server makes its own batches, so a call may hold as many pictures as there are."""
@@ -290,6 +309,15 @@ class HttpBackend:
             return asyncio.run(session())  # which Ctrl-C ends at once
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, session()).result()
+
+
+def _public_address(url: str) -> str:
+    """An address without user name and password, in one spelling."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port and parts.port != {"http": 80, "https": 443}[parts.scheme.lower()] else ""
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    query = f"?sha256:{digest_of(parts.query)}" if parts.query else ""
+    return f"{parts.scheme.lower()}://{host}{port}{parts.path.rstrip('/')}{query}"
 
 
 def _steps(choice: Choice) -> list[tuple[str, dict[str, float]]]:
