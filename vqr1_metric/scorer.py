@@ -7,13 +7,14 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from vqr1_metric.backends.base import Sampling, ScoringBackend, backend_identity
+from vqr1_metric.backends.base import ImageFailed, Sampling, ScoringBackend, backend_identity
 from vqr1_metric.backends.loading import SharedModel, forget, newest, shared
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.backends.spec import EMBEDDED, ModelSpec
@@ -386,6 +387,10 @@ class QualityScorer:
         self, pixels: Sequence[Tensor], run: Callable[[list[int]], Outcome]
     ) -> Iterator[tuple[list[int], Outcome | ImageError]]:
         """Each batch of indices with what ``run`` made of it; an error for a picture too large for the memory."""
+        at_a_time = getattr(self.backend, "images_at_a_time", 1) if pixels else 1
+        if at_a_time > 1:
+            yield from self._run_apart(len(pixels), run, at_a_time)
+            return
         todo = self._batches(pixels)
         halves: list[list[int]] = []
         while batch := halves.pop() if halves else next(todo, None):
@@ -417,6 +422,30 @@ class QualityScorer:
             middle = len(batch) // 2
             self._fitting_tokens = tokens * middle * (1 if self.mode == "score" else self.sampling.num_samples)
             halves += [batch[middle:], batch[:middle]]
+
+    def _run_apart(
+        self, images: int, run: Callable[[list[int]], Outcome], at_a_time: int
+    ) -> Iterator[tuple[list[int], Outcome | ImageError]]:
+        """Each image alone, several at a time, as they are done: for a model that waits for answers from elsewhere."""
+        graph = torch.is_grad_enabled()
+
+        def run_one(index: int) -> Outcome:
+            with torch.set_grad_enabled(graph):  # which each thread has for itself
+                return run([index])
+
+        pool = ThreadPoolExecutor(at_a_time, thread_name_prefix="vqr1-scoring")
+        futures = {pool.submit(run_one, index): index for index in range(images)}
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield [futures[future]], future.result()
+                except ImageFailed as error:
+                    yield [futures[future]], ImageError(str(error))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not all(future.done() for future in futures):  # an error of the whole, or Ctrl-C
+                self.backend.cancel()
+            pool.shutdown()
 
     def _backend_distributions(
         self, pixels: Sequence[Tensor], replies: Sequence[str] | None = None

@@ -5,10 +5,15 @@ import copy
 import csv
 import json
 import logging
+import math
 import pickle
+import random
+import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -16,14 +21,17 @@ from chat_server import ChatServer, serving, tiny_backend
 from PIL import Image
 
 from vqr1_metric.backends.base import ModelError, Sampling, ScoringBackend
-from vqr1_metric.backends.http import HttpBackend, RequestRefused, ServerError
+from vqr1_metric.backends.http import HttpBackend, RequestFailed, RequestRefused, ServerError
 from vqr1_metric.backends.http.walk import _Place, place_of, rest_of_answer
 from vqr1_metric.backends.readout import score_texts
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.cli import main
+from vqr1_metric.redaction import redact
 from vqr1_metric.scorer import QualityScorer
 
-FAULTS = ["429", "500", "drop", "slow", "malformed", "count", "positive"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*only .*% of the model's answers")
+FAULTS = ["429", "500", "drop", "slow", "malformed", "count", "positive", "fewer", "drip", "encoding"]
+FAULTS += ["deep", "list", "null", "text", "bytes", "infinite"]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +41,8 @@ def model(tiny_qwen2_5_vl: Path) -> TransformersBackend:
 
 @contextmanager
 def connected(server: ChatServer, **options) -> Iterator[HttpBackend]:
-    with serving(server.app()) as address:
-        yield HttpBackend(f"{address}/v1", **{"backoff": 0.01, **options})
+    with serving(server.app()) as address, closing(HttpBackend(f"{address}/v1", **{"backoff": 0.01, **options})) as it:
+        yield it
 
 
 def picture(seed: int, height: int = 56, width: int = 84) -> torch.Tensor:
@@ -235,7 +243,7 @@ def test_command_line_on_a_server(model: TransformersBackend, tmp_path: Path, ca
     with serving(ChatServer(model).app()) as address:
         command = ["score", str(tmp_path / "a.png"), "--server", f"{address}/v1", "--silent"]
         assert main([*command, "-o", str(output)]) == 0
-        assert main([*command, "--device", "cpu"]) == 1
+        assert main([*command, "--device", "cpu"]) == 2
     assert "--device is about a model in this process" in capsys.readouterr().err
     meta = json.loads((tmp_path / "scores.csv.meta.json").read_text())
     assert (meta["model"], meta["revision"]) == ("tiny", "served")
@@ -247,7 +255,139 @@ def test_command_line_on_a_server(model: TransformersBackend, tmp_path: Path, ca
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="such as http://127"):
-        HttpBackend("localhost:8000")
+    for address in ("localhost:8000", "ftp://x/v1", "http://", "http://x:99999/v1", "http://x:p/v1", "http://a b/v1"):
+        with pytest.raises(ValueError, match="such as http://127"):
+            HttpBackend(address)
     with pytest.raises(ValueError, match="threshold between 0 and 1"):
         HttpBackend("http://x/v1", threshold=0)
+
+
+# ---------------------------------------------------------------- one image's failure is not the run's
+
+
+@pytest.mark.parametrize("mode", ["score", "sample"])
+@pytest.mark.parametrize("status", [400, 413, 422, 500, 503])
+def test_an_image_that_the_server_fails_on_is_a_row_with_the_reason(model: TransformersBackend, mode: str, status: int):
+    images = [picture(1), picture(2, 84, 56), picture(3)]
+    server = ChatServer(model)
+    server.bad_heights = {84: status}
+    with connected(server, threshold=0.2, tries=2, pixel_config=model.pixel_config) as backend:
+        scorer = QualityScorer(mode=mode, backend=backend, num_samples=2, max_new_tokens=12)
+        results = scorer.score(images)
+    assert [result.name for result in results] == ["image 0", "image 1", "image 2"]
+    assert "the prompt is too long, says tiny" in results[1].error and str(status) in results[1].error
+    assert all(result.error is None or "held a score" in result.error for result in (results[0], results[2]))
+
+
+@pytest.mark.parametrize("fault", ["fewer", "deep", "list", "drip"])
+def test_an_image_whose_answers_stay_bad_has_no_score(model: TransformersBackend, fault: str):
+    server = ChatServer(model)
+    with connected(server, threshold=0.2, tries=2, timeout=1.0, pixel_config=model.pixel_config) as backend:
+        scorer = QualityScorer(backend=backend)
+        good = scorer.score(picture(1))[0]
+        server.faults = [fault] * 2
+        results = scorer.score([picture(2)])
+        assert len(server.faults) == 0
+        again = scorer.score(picture(1))[0]
+    assert results[0].error.startswith("image 0: http") and "asked 2 times" in results[0].error
+    assert math.isnan(results[0].score)
+    assert again.score == good.score
+
+
+def test_a_timeout_is_for_the_whole_request(model: TransformersBackend):
+    server = ChatServer(model)
+    with connected(server, threshold=0.2, tries=1, timeout=0.5, pixel_config=model.pixel_config) as backend:
+        backend.distributions([picture(1)], model.pixel_config)
+        server.faults = ["drip"]
+        begun = time.monotonic()
+        with pytest.raises(RequestFailed, match=r"did not answer within 0\.5 s"):
+            backend.distributions([picture(2)], model.pixel_config)
+        assert time.monotonic() - begun < 4.5  # all bytes would take 5
+
+
+def test_what_is_wrong_with_the_server_ends_the_run(model: TransformersBackend):
+    server = ChatServer(model, key="right")
+    with connected(server, tries=2, threshold=0.2, pixel_config=model.pixel_config) as backend:
+        with pytest.raises(RequestRefused, match="refused a request with 401"):
+            QualityScorer(backend=backend).score([picture(1), picture(2)])
+        server.key = ""
+        scorer = QualityScorer(backend=backend)
+        assert scorer.score(picture(1))[0].error is None
+        server.name = "another"
+        with pytest.raises(ServerError, match="answered as 'another', but before as 'tiny'"):
+            scorer.score([picture(2), picture(3)])
+    address = backend.base_url  # where nobody is now
+    with pytest.raises(ServerError, match=r"asked 2 times.*Try again when the server is well"):
+        scorer.score([picture(4)])
+    assert address.startswith("http://127.0.0.1:")
+    backend.close()
+
+
+def test_command_line_goes_on_past_a_refused_picture(model: TransformersBackend, tmp_path: Path, capsys):
+    for i, height in enumerate((56, 28, 56)):
+        Image.fromarray(picture(i, height).permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    server = ChatServer(model)
+    server.bad_heights = {28: 500}
+    output = tmp_path / "scores.csv"
+    with serving(server.app()) as address:
+        options = ["--timeout", "20", "--tries", "1", "--threshold", "0.2", "--concurrency", "4", "--min-pixels", "784"]
+        assert main(["score", str(tmp_path), "--server", f"{address}/v1", "-o", str(output), *options]) == 0
+    rows = {Path(row["path"]).name: row["error"] for row in csv.DictReader(output.read_text().splitlines())}
+    assert rows.keys() == {"0.png", "1.png", "2.png"}
+    assert "500 the prompt is too long" in rows["1.png"] and not rows["0.png"] and not rows["2.png"]
+    assert main(["score", str(tmp_path), "--tries", "1"]) == 2
+    assert "--tries is about --server" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- keys
+
+KEYS = ["sk-SECRET-1234", "sk-SECRET-1234\r", "sk-SECRET-1234\r\n", "\nsk-SECRET-1234 ", "sk-SECRET-\u00e91234"]
+KEYS += ["sk-SECRET\t1234", "sk-SECRET\n1234-second", "sk-SECRET\x001234", "sk+SECRET/1234==", "sk'SECRET\"1234\\"]
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if "\0" not in key])
+def test_no_form_of_a_key_gets_out(
+    model: TransformersBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, key: str
+):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("VQR1_SERVER_KEY", key)
+    server = ChatServer(model, key="another")  # repeats what it was sent in its message
+    said = []
+    with connected(server, tries=1) as backend:
+        for call in (lambda: backend.model_id, lambda: backend.distributions([picture(1)], model.pixel_config)):
+            try:
+                call()
+            except ServerError as error:
+                said += [str(error), repr(error), "".join(traceback.format_exception(error)), str(pickle.dumps(error))]
+        said += [repr(backend), repr(backend.__dict__), str(pickle.dumps(backend)), caplog.text]
+    assert len(said) > 4
+    for text in said:
+        assert "SECRET" not in text and "1234" not in text, text
+
+
+def test_redaction_of_random_keys(monkeypatch: pytest.MonkeyPatch):
+    rng = random.Random(0)
+    alphabet = [chr(c) for c in range(1, 127)] + ["é", "\u2028", "\udce9", "漢"]
+    for _ in range(300):
+        key = "".join(rng.choice(alphabet) for _ in range(rng.randint(8, 30)))
+        if not key.strip():
+            continue
+        monkeypatch.setenv("VQR1_API_KEY", key)
+        core = key.strip()
+        forms = [key, repr(key), ascii(key), json.dumps(key), repr(core), quote(core, errors="surrogateescape")]
+        forms += [repr(core.encode("utf-8", "surrogateescape")), " ".join(key.split())]
+        for form in forms:
+            shown = redact(f"value {form} here")
+            assert core not in shown and form.strip("b'\"") not in shown, (form, shown)
+
+
+def test_credentials_in_addresses_are_refused_and_never_shown():
+    for address in ("http://user:pw9@host/v1", "https://host/v1?api_key=pw9", "http://user:p/pw9@host"):
+        with pytest.raises(ValueError, match="Expected an address") as caught:
+            HttpBackend(address)
+        assert "pw9" not in str(caught.value)
+    assert (
+        redact("see http://user:pw9@host:80/v1 and https://a/b@2x.png")
+        == "see http://***@host:80/v1 and https://a/b@2x.png"
+    )
+    assert "pw9" not in redact("Authorization: Bearer pw9, basic pw9")

@@ -60,7 +60,8 @@ class ChatServer:
         states_logprobs, continues: what the server can do; vLLM can both.
         key: if given, requests must carry it.
 
-    ``faults`` holds what goes wrong next, first first; ``requests`` what was asked.
+    ``faults`` holds what goes wrong next, first first; ``requests`` what was asked; ``bad_heights`` the status that
+    images of some heights always get.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class ChatServer:
         self.backend, self.states_logprobs, self.continues, self.key = backend, states_logprobs, continues, key
         self.faults: list[str] = []
         self.requests: list[Chat] = []
+        self.bad_heights: dict[int, int] = {}
+        self.name = "tiny"
         self.at_a_time = self.most_at_a_time = 0
         self._known: dict[tuple, torch.Tensor] = backend.__dict__.setdefault("known", {})
         self._lock = threading.Lock()
@@ -91,7 +94,7 @@ class ChatServer:
             try:
                 if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
                     raise HTTPException(401, f"wrong key {request.headers.get('authorization')}")
-                return _spoiled(fault) if fault not in ("", "slow") else self._answer(chat, fault)
+                return _spoiled(fault) if fault not in ("", "slow", "fewer") else self._answer(chat, fault)
             finally:
                 with self._lock:
                     self.at_a_time -= 1
@@ -106,12 +109,16 @@ class ChatServer:
         if fault == "slow":
             time.sleep(1.0)
         image, thinking, begun, vision_id = self._check(chat)
+        if status := self.bad_heights.get(image.shape[-2]):
+            raise HTTPException(status, f"the prompt is too long, says {chat.model}")
         with self._lock:
             tokens, stated = self._generate(chat, image, thinking, begun, vision_id)
+        if fault == "fewer":
+            stated = [{**entry, "top_logprobs": entry["top_logprobs"][:1]} for entry in stated]
         message = {"role": "assistant", "content": self.backend.tokenizer.decode(tokens)}
         logprobs = {"content": stated} if chat.logprobs and self.states_logprobs else None
         choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "length"}
-        return JSONResponse({"object": "chat.completion", "model": "tiny", "choices": [choice]})
+        return JSONResponse({"object": "chat.completion", "model": self.name, "choices": [choice]})
 
     def _check(self, chat: Chat) -> tuple[torch.Tensor, bool, str, bool]:
         def expect(condition: bool, message: str) -> None:
@@ -194,7 +201,19 @@ def _spoiled(fault: str) -> Response:
         return JSONResponse({"error": {"message": "out of cake"}}, 500)
     if fault == "drop":  # says more than it sends: the server closes the connection in the middle
         return StreamingResponse(iter([b'{"choices": [']), headers={"content-length": "5000"})
+    if fault == "drip":  # a byte now and then, each in time for a limit on a single read
+        return StreamingResponse((time.sleep(0.1) or b" " for _ in range(50)), media_type="application/json")
+    if fault == "encoding":
+        return Response(b"not gzip", media_type="application/json", headers={"content-encoding": "gzip"})
     bodies = {
+        "deep": "[" * 200_000,
+        "list": '{"choices": [{"message": {"content": "x"}, "logprobs": [1]}]}',
+        "null": "null",
+        "text": '{"choices": [{"message": "x"}]}',
+        "bytes": '{"choices": [{"message": {"content": "x"}, "logprobs": {"content": [{"token": "x", "logprob": -1, '
+        '"bytes": [999], "top_logprobs": []}]}}]}',
+        "infinite": '{"choices": [{"message": {"content": "x"}, "logprobs": {"content": [{"token": "x", '
+        '"logprob": NaN, "top_logprobs": null}]}}]}',
         "malformed": "<html>a proxy's page</html>",
         "count": '{"choices": []}',
         "positive": '{"choices": [{"message": {"content": "x"}, "logprobs": {"content": [{"token": "x", "logprob": 3, '

@@ -18,6 +18,10 @@ class ModelError(ValueError):
     """A model that cannot be found, loaded or used; the message says what to do."""
 
 
+class ImageFailed(ModelError):
+    """The model failed on one image, not as a whole: that image has no score, and the others go on."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How replies are sampled.

@@ -17,6 +17,7 @@ from importlib import import_module
 
 from vqr1_metric import __version__
 from vqr1_metric.images.names import printable
+from vqr1_metric.redaction import redact
 from vqr1_metric.score_files import RecordError
 
 #: Command -> what it does, in the order of the help text.
@@ -125,8 +126,8 @@ def _fail(message: str, code: int) -> int:
 
 
 def one_line(message: str) -> str:
-    """A message on one line, as a terminal may show it."""
-    return printable(" ".join(message.split()))
+    """A message on one line, as a terminal may show it, without keys."""
+    return printable(" ".join(redact(message).split()))
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from vqr1_metric.scorer import QualityScorer
 
 
+_SERVER_OPTIONS = ("concurrency", "timeout", "tries", "threshold")
+
+
 def positive(text: str) -> int:
     """An argparse type: an integer of at least 1."""
     value = int(text)
@@ -125,6 +128,16 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
             help="ask the model behind this OpenAI-compatible server, such as http://127.0.0.1:8000/v1 (vLLM, SGLang); "
             "an API key is read from VQR1_SERVER_KEY",
         )
+        server = parser.add_argument_group("server", "with --server")
+        server.add_argument("--concurrency", type=positive, metavar="N", help="requests at a time (default: 64)")
+        server.add_argument("--timeout", type=float, metavar="S", help="seconds for one request (default: 120)")
+        server.add_argument("--tries", type=positive, metavar="N", help="of a request that fails (default: 6)")
+        server.add_argument(
+            "--threshold",
+            type=probability,
+            metavar="P",
+            help="branches with less of the mass are not asked for (0.005)",
+        )
     group.add_argument("--num-samples", type=positive, metavar="K", help="sampled replies a picture (default: 6)")
     group.add_argument("--max-new-tokens", type=positive, metavar="N", help="length limit of a reply (default: 512)")
     group.add_argument("--seed", type=seed, help="of the sampling (default: 0)")
@@ -155,6 +168,9 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
         raise UsageError("--thinking is about --mode sample; --mode think always asks for a reasoning")
     # What was not given is left to the scorer's own defaults.
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    unused = [name for name in _SERVER_OPTIONS if getattr(args, name, None) is not None]
+    if unused and not args.server:
+        raise UsageError(f"--{unused[0]} is about --server")
     if getattr(args, "server", None):
         return _remote_scorer(args, given)
     try:
@@ -171,6 +187,7 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
 
 def _remote_scorer(args: argparse.Namespace, given: dict) -> QualityScorer:
     """A scorer whose model is behind ``--server``, under the name ``--model`` or the only one there."""
+    from vqr1_metric.backends.base import ModelError
     from vqr1_metric.backends.http import HttpBackend
     from vqr1_metric.cli import UsageError
     from vqr1_metric.scorer import QualityScorer
@@ -179,5 +196,11 @@ def _remote_scorer(args: argparse.Namespace, given: dict) -> QualityScorer:
     if local:
         option = "--" + local[0].replace("_", "-")
         raise UsageError(f"{option} is about a model in this process; with --server, start the server with it")
-    backend = HttpBackend(args.server, args.model)
+    options = {name: getattr(args, name) for name in _SERVER_OPTIONS if getattr(args, name) is not None}
+    try:
+        backend = HttpBackend(args.server, args.model, **options)
+    except ModelError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return QualityScorer(backend.model_id, backend=backend, **given)

@@ -8,9 +8,7 @@ from hashlib import blake2b
 
 #: Controls (line breaks of every kind among them), marks that turn the direction of text, lone surrogates (bytes of a
 #: file name that are not UTF-8), and the backslash itself.
-_SPECIAL = re.compile(
-    "[\\\\\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_SPECIAL = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHORT = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LONG = {written: character for character, written in _SHORT.items()}
 _WRITTEN = re.compile(r"\\u[0-9a-f]{4}|\\[\\nrt]")

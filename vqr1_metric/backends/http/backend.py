@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
+import os
 import threading
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,19 +18,31 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vqr1_metric.backends.base import ModelError, Sampling
+from vqr1_metric.backends.base import ImageFailed, ModelError, Sampling
 from vqr1_metric.backends.files import digest_of, preprocessor_digest
 from vqr1_metric.backends.http.walk import AnswerWalk, rest_of_answer
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.protocol import parse_reply, question
+from vqr1_metric.redaction import SERVER_KEY, redact
 
 try:
-    from vqr1_metric.backends.http.client import ChatClient, Choice, Connection, RequestRefused, ServerError
+    import httpx
+
+    from vqr1_metric.backends.http.client import (
+        ChatClient,
+        Choice,
+        Connection,
+        Malformed,
+        RequestFailed,
+        RequestRefused,
+        ServerError,
+    )
+    from vqr1_metric.backends.http.session import Session, all_of
 except ImportError as error:
     raise ModelError(f"A model behind a server needs {error.name}: pip install 'vqr1-metric[http]'") from None
 
-__all__ = ["HttpBackend", "RequestRefused", "ServerError"]
+__all__ = ["HttpBackend", "RequestFailed", "RequestRefused", "ServerError"]
 
 #: Qwen2.5-VL, which VisualQuality-R1 is.
 QWEN2_5_VL_PIXELS = PixelConfig(
@@ -44,6 +56,8 @@ QWEN2_5_VL_PIXELS = PixelConfig(
 )
 #: What OpenAI's interface and vLLM's default allow.
 _TOP = 20
+#: Each image asks for several alternatives at once, so that this many keep 64 requests going.
+_IMAGES = 32
 #: Log-probabilities of one place in two requests differ by this much at most where 16-bit arithmetic is batched anew.
 _PROBE_TOLERANCE = 0.5
 _Result = TypeVar("_Result")
@@ -72,12 +86,14 @@ class HttpBackend:
         key_variable: environment variable that holds the API key. Only its name is kept: the key is in no file, log,
             message or pickle.
         concurrency: requests at a time, over all pictures.
-        timeout, tries, backoff: see :class:`~vqr1_metric.backends.http.client.Connection`.
+        timeout, tries, backoff: of one request, see :class:`~vqr1_metric.backends.http.client.Connection`.
         pixel_config: the served model's preprocessing; Qwen2.5-VL's by default.
         extra: further fields of every request, such as ``{"priority": 1}`` for a vLLM with priority scheduling.
 
     Raises:
-        ServerError: when the server does not answer well after all tries; no score is made up.
+        RequestFailed, RequestRefused: when a request fails after all tries, or is refused, while the server is well. A
+            scorer takes that for the failure of one image.
+        ServerError: when the server cannot be reached, takes no key, or answers as another model; no score is made up.
     """
 
     def __init__(
@@ -88,7 +104,7 @@ class HttpBackend:
         threshold: float = 0.005,
         constrained: bool = False,
         fallback_samples: int = 6,
-        key_variable: str = "VQR1_SERVER_KEY",
+        key_variable: str = SERVER_KEY,
         concurrency: int = 64,
         timeout: float = 120.0,
         tries: int = 6,
@@ -96,8 +112,7 @@ class HttpBackend:
         pixel_config: PixelConfig = QWEN2_5_VL_PIXELS,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"Expected an address such as http://127.0.0.1:8000/v1, but got {base_url!r}.")
+        _check_address(base_url)
         if not 0 < threshold < 1:
             raise ValueError(f"Expected a threshold between 0 and 1, but got {threshold}.")
         if min(fallback_samples, concurrency, tries) < 1 or not timeout > 0:
@@ -108,11 +123,23 @@ class HttpBackend:
         self._extra = dict(extra or {})
         self.pixel_config = pixel_config
         self._reads_probabilities: bool | None = None
+        self._alternatives = 2  # that a place states; as many as when it was tried
+        self._answers_as: str | None = None  # what its replies call the model
         self._plain = False  # does the server take OpenAI's own fields only?
-        self._lock = threading.Lock()
+        self._begin()
 
     #: A server does not say which weights it has.
     revision = "served"
+
+    @property
+    def base_url(self) -> str:
+        """The server's address; it holds no credentials."""
+        return self._connection.base_url
+
+    @property
+    def images_at_a_time(self) -> int:
+        """So many images are asked for at a time, each by a thread of its own that waits for the answers."""
+        return min(_IMAGES, self._connection.concurrency)
 
     @property
     def model_id(self) -> str:
@@ -132,7 +159,7 @@ class HttpBackend:
         """All that decides what this backend answers, but for the pixel limits; asks the server for its model's name.
 
         A server does not say which weights it has, so its address stands for them. Of ``extra`` there is a hash only:
-        it may hold a secret, and so may a user name or a query in the address.
+        it may hold a secret.
         """
         return {
             "server": _public_address(self._connection.base_url),
@@ -171,11 +198,11 @@ class HttpBackend:
                     request = self._continue(chat, so_far + text, tokens)
                     if rest is not None:
                         request["structured_outputs"] = {"regex": rest}
-                    return _steps(await client.complete(request))
+                    return (await client.complete(request, self._check_steps)).steps or []
 
                 return await AnswerWalk(expand, self._threshold).distribution()
 
-            return await asyncio.gather(*map(one, images, begun))
+            return await all_of(map(one, images, begun))
 
         return ScoreDistribution.stack(self._run(run)).to(torch.float32)
 
@@ -208,28 +235,48 @@ class HttpBackend:
                 }
                 beyond = {"top_k": sampling.top_k or -1, "repetition_penalty": 1.0}
                 try:
-                    return (await client.complete({**request, **({} if self._plain else beyond)})).text
+                    fields = {**request, **({} if self._plain else beyond)}
+                    return (await client.complete(fields, self._check_model)).text
                 except RequestRefused as error:
                     if self._plain or error.status not in (400, 422):
                         raise
-                    reply = (await client.complete(request)).text  # raises as well, if the fields were not the reason
+                    reply = (
+                        await client.complete(request, self._check_model)
+                    ).text  # raises as well, if the fields were not the reason
                     self._plain = True
                     return reply
 
-            async def all_of(image: Tensor) -> list[str]:
+            async def replies_to(image: Tensor) -> list[str]:
                 chat = _chat(_data_url(image, pixel_config), thinking, add_vision_id)
-                return list(await asyncio.gather(*(one(chat, seed) for seed in sampling.seeds(image))))
+                return await all_of(one(chat, seed) for seed in sampling.seeds(image))
 
-            return list(await asyncio.gather(*map(all_of, images)))
+            return await all_of(map(replies_to, images))
 
         return self._run(run)
 
+    def cancel(self) -> None:
+        """End all requests that are running, for a caller that is interrupted."""
+        if self._session is not None:
+            self._session.cancel()
+
+    def close(self) -> None:
+        """Close the connections; the next use opens new ones."""
+        with self._session_lock:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        left_out = ("_lock", "_session", "_session_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock, self._session_lock = threading.Lock(), threading.Lock()
+        self._session: Session | None = None
 
     def __repr__(self) -> str:
         return f"HttpBackend({self._connection.base_url!r}, {self._model!r})"
@@ -241,7 +288,10 @@ class HttpBackend:
         model = self.model_id
         with self._lock:
             if self._reads_probabilities is None:
-                why = self._run(self._why_unreadable)
+                try:
+                    why = self._run(self._why_unreadable)
+                except ImageFailed as error:  # there is nothing wrong with that picture
+                    raise ServerError(str(error)) from None
                 self._reads_probabilities = why is None
                 if why is not None:
                     warnings.warn(
@@ -252,16 +302,35 @@ class HttpBackend:
                     )
             return self._reads_probabilities
 
+    def _check_model(self, choice: Choice) -> None:
+        """All replies come from one model: a server that is exchanged behind its address would mix scores of two."""
+        if choice.model is None:
+            return
+        if self._answers_as is None:
+            self._answers_as = choice.model
+        if choice.model != self._answers_as:
+            raise ServerError(
+                f"{self._connection.base_url} answered as {choice.model!r}, but before as {self._answers_as!r}: scores "
+                "of two models must not be mixed."
+            )
+
+    def _check_steps(self, choice: Choice) -> None:
+        """A reply without its alternatives would look like a sure one."""
+        self._check_model(choice)
+        if not choice.steps or choice.alternatives < self._alternatives:
+            raise Malformed(f"{choice.alternatives} alternatives a token, where it stated {self._alternatives} before")
+
     async def _why_unreadable(self, client: ChatClient) -> str | None:
         chat = _chat(_data_url(torch.full((3, 56, 56), 128, dtype=torch.uint8), self.pixel_config), thinking=False)
         try:
-            whole = await client.complete(self._continue(chat, "", 4))
-            if whole.steps is None or not whole.steps or len(whole.steps[0][1]) < 2:
+            whole = await client.complete(self._continue(chat, "", 4), self._check_model)
+            if not whole.steps or whole.alternatives < 2:
                 return "states no log-probabilities"
+            self._alternatives = whole.alternatives
             if len(whole.steps) < 2:
                 return None  # the reply is one token, so there is nothing to continue
             token, following = whole.steps[0][0], whole.steps[1][1]
-            again = await client.complete(self._continue(chat, token, 1))
+            again = await client.complete(self._continue(chat, token, 1), self._check_model)
         except RequestRefused as error:
             if error.status not in (400, 422):
                 raise
@@ -297,33 +366,37 @@ class HttpBackend:
         return ScoreDistribution(read.probabilities, read.coverage, tagged.mean(-1))
 
     def _run(self, work: Callable[[ChatClient], Awaitable[_Result]]) -> _Result:
-        """Run asynchronous work to its end, also where the caller is inside an event loop (notebooks, services)."""
-
-        async def session() -> _Result:
-            async with ChatClient(self._connection) as client:
-                return await work(client)
-
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(session())  # which Ctrl-C ends at once
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, session()).result()
+        with self._session_lock:
+            if self._session is None or self._session.process != os.getpid():
+                self._session = Session(self._connection)
+                weakref.finalize(self, self._session.close)
+            session = self._session
+        return session.run(work)
 
 
 def _public_address(url: str) -> str:
-    """An address without user name and password, in one spelling."""
+    """An address in one spelling."""
     parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port and parts.port != {"http": 80, "https": 443}[parts.scheme.lower()] else ""
+    port = f":{parts.port}" if parts.port and parts.port != {"http": 80, "https": 443}[parts.scheme] else ""
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    query = f"?sha256:{digest_of(parts.query)}" if parts.query else ""
-    return f"{parts.scheme.lower()}://{host}{port}{parts.path.rstrip('/')}{query}"
+    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
 
 
-def _steps(choice: Choice) -> list[tuple[str, dict[str, float]]]:
-    if not choice.steps:
-        raise ServerError("The server stated log-probabilities before and now does not; is it another one?")
-    return choice.steps
+def _check_address(base_url: str) -> None:
+    """Raise for an address that no request can go to. Credentials are not repeated."""
+    parts = urlsplit(base_url)
+    if "@" in base_url or parts.query or parts.fragment:
+        raise ValueError(
+            "Expected an address without user name, password or query, such as http://127.0.0.1:8000/v1; a key is read "
+            f"from the environment variable {SERVER_KEY}."
+        )
+    try:
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        httpx.URL(base_url)
+    except (ValueError, httpx.InvalidURL):
+        fits = False
+    if not fits or not base_url.isprintable() or " " in base_url:
+        raise ValueError(f"Expected an address such as http://127.0.0.1:8000/v1, but got {redact(base_url)!r}.")
 
 
 def _chat(picture: str, thinking: bool, add_vision_id: bool = False) -> list[dict]:

@@ -11,14 +11,15 @@ in ``readout``.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 
+from vqr1_metric.backends.http.session import all_of
 from vqr1_metric.backends.readout import CLOSING, OPENING, SPELLINGS
 from vqr1_metric.functional.distribution import GRID_SIZE, MIN_SCORE, STEPS_PER_UNIT, ScoreDistribution
 
@@ -35,7 +36,7 @@ _OPEN = re.compile(rf"{_SPACE}(?:(?P<number>[1-5](?:\.\d?)?)(?P<before>[ \n]?))?
 
 #: ``expand(text, tokens)``: the next steps of a reply that begins with ``text``, each the token that was taken and the
 #: probability of every likely token in its place, by their texts.
-Expand = Callable[[str, int], Awaitable[Sequence[tuple[str, Mapping[str, float]]]]]
+Expand = Callable[[str, int], Coroutine[Any, Any, Sequence[tuple[str, Mapping[str, float]]]]]
 
 
 class _Place(Enum):
@@ -129,10 +130,10 @@ class AnswerWalk:
             frontier = {text: mass for text, mass in longer.items() if mass >= self.threshold}
         return reached
 
-    async def _learn(self, texts) -> None:
+    async def _learn(self, texts: Iterable[str]) -> None:
         """Ask for what follows these texts, where it is not known; what the server takes next is learnt with it."""
         unknown = [text for text in texts if text not in self._known]
-        answers = await asyncio.gather(*(self.expand(text, _tokens_left(text)) for text in unknown))
+        answers = await all_of(self.expand(text, _tokens_left(text)) for text in unknown)
         for text, steps in zip(unknown, answers, strict=True):
             for token, probabilities in steps:
                 self._known.setdefault(text, probabilities)
