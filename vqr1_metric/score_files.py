@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import io
 import json
 import math
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqr1_metric import file_locks
 from vqr1_metric.images.names import escape_name, is_url, unescape_name
 
 if TYPE_CHECKING:
@@ -48,12 +47,14 @@ def as_row(result: ImageScore) -> dict[str, Any]:
         "low": low,
         "high": high,
         "tag_probability": result.tag_probability,
+        **getattr(result, "columns", {}),
     }
 
 
 def as_json(result: ImageScore, *, details: bool = True) -> dict[str, Any]:
     """A result as JSON: None for NaN; with ``details`` the whole distribution and the sampled replies."""
-    row = {key: _json_number(value) if isinstance(value, float) else value for key, value in as_row(result).items()}
+    row: dict[str, Any] = as_row(result)
+    row = {key: _json_number(value) if isinstance(value, float) else value for key, value in row.items()}
     row |= {"path": escape_name(row["path"]), "error": _text(row["error"])}
     if details:
         known = result.error is None
@@ -67,6 +68,7 @@ def as_json(result: ImageScore, *, details: bool = True) -> dict[str, Any]:
             }
             for r in result.replies
         ]
+        row |= getattr(result, "details", {})
     return row
 
 
@@ -97,14 +99,16 @@ class RecordWriter:
     Args:
         path: ends in ``.csv`` or ``.jsonl``; created where it is missing, and removed again if nothing was written.
         overwrite: drop what is there, at the first row.
+        extra: columns of a CSV behind the usual ones, for results that have more to say.
 
     Raises:
         RecordError: if another run writes this file.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, *, overwrite: bool = False, extra: Sequence[str] = ()) -> None:
+        self._columns = (*COLUMNS, *extra)
         self.path, self.is_csv = path, file_format(path) == ".csv"
-        self._file = _open_locked(path)
+        self._file = open_locked(path)
         self._overwrite = overwrite
         #: Where relative names of the file start, if not in the current folder.
         self.folder: str | None = None
@@ -116,12 +120,12 @@ class RecordWriter:
 
     def write(self, result: ImageScore) -> None:
         """Append one result."""
-        self.begin()
         row = as_row(result) if self.is_csv else as_json(result)
         if self.folder is not None:
-            name = _moved(result.name, self.folder)
+            name = renamed(result.name, self.folder)
             row["path"] = name if self.is_csv else escape_name(name)
-        self._append(_line(self.is_csv, row))
+        self.begin()
+        self._append(_line(self.is_csv, {name: row.get(name) for name in self._columns} if self.is_csv else row))
 
     def begin(self) -> None:
         """Make an empty file one without rows, with a header if its kind has one."""
@@ -129,15 +133,15 @@ class RecordWriter:
             self._file.truncate(0)
             self._overwrite = False
         if self.is_csv and os.fstat(self._file.fileno()).st_size == 0:
-            self._append(_csv_line(COLUMNS))
+            self._append(csv_line(self._columns))
 
     def drop_errors(self) -> None:
         """Take out the rows without a score, so that their images are scored again; all or nothing."""
         temporary = self.path.with_name(self.path.name + ".tmp")
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
-        new = _open_locked(temporary)
-        for line, (_, score, _) in _lines_and_rows(self.path):
+        new = open_locked(temporary)
+        for line, (_, score, _) in lines_and_rows(self.path):
             if line is not None and not math.isnan(score):
                 new.write(line)
         os.fsync(new.fileno())
@@ -164,49 +168,30 @@ class RecordWriter:
         self.close()
 
 
-def _open_locked(path: Path) -> io.FileIO:
-    """The file for appending, locked against other processes; the lock ends with the file or the process."""
-    while True:
-        file = path.open("ab", buffering=0)
-        try:
-            _lock(file.fileno())
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        except FileNotFoundError:  # another run has removed or replaced it meanwhile
-            pass
-        except (BlockingIOError, PermissionError):
-            file.close()
-            raise RecordError(
-                f"{path}: another run is writing this file. Wait for its end, choose another output file, or share the "
-                "work with --shard."
-            ) from None
-        except BaseException:
-            file.close()
-            raise
-        file.close()
+def open_locked(path: Path) -> io.FileIO:
+    """A score file for its one writer.
 
-
-def _lock(descriptor: int) -> None:
+    Raises:
+        RecordError: if another run writes it.
+    """
     try:
-        import fcntl
-    except ImportError:  # Windows: a byte far behind the end, since a locked byte cannot be read by others
-        import msvcrt
-
-        os.lseek(descriptor, 1 << 40, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        warnings.warn("This file system has no locks: let no two runs write one file.", UserWarning, stacklevel=4)
+        return file_locks.open_locked(path)
+    except file_locks.FileInUse:
+        raise RecordError(
+            f"{path}: another run is writing this file. Wait for its end, choose another output file, or use --shard."
+        ) from None
 
 
 def _line(is_csv: bool, row: dict[str, Any]) -> bytes:
     if is_csv:
-        return _csv_line([cell(value) if isinstance(value, str) else f"{value:.6f}" for value in row.values()])
+        return csv_line(map(_as_cell, row.values()))
     return json.dumps(row).encode() + b"\n"
+
+
+def _as_cell(value: object) -> str:
+    if isinstance(value, str):
+        return cell(value)
+    return f"{value:.6f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def folder_from(path: Path) -> str:
@@ -222,14 +207,15 @@ def base_folder(path: Path, meta: dict[str, Any]) -> str:
     return os.path.normpath(os.path.join(path.absolute().parent, str(meta.get("folder", os.getcwd()))))
 
 
-def _moved(name: str, folder: str) -> str:
-    """A name from here as one from ``folder``."""
-    if os.path.isabs(name) or is_url(name) or os.path.samefile(folder, os.curdir):
+def renamed(name: str, folder: str, start: str = os.curdir) -> str:
+    """A name relative to ``start`` as one relative to ``folder``."""
+    if os.path.isabs(name) or is_url(name) or os.path.samefile(folder, start):
         return name
+    place = os.path.join(os.path.abspath(start), name)
     try:
-        return os.path.relpath(name, folder)
-    except ValueError:
-        return os.path.abspath(name)
+        return os.path.relpath(place, folder)
+    except ValueError:  # another drive
+        return place
 
 
 def repair(path: Path) -> None:
@@ -253,24 +239,25 @@ def read_rows(path: Path) -> Iterator[tuple[str, float]]:
     Raises:
         RecordError: for a line that no score file holds, with its number.
     """
-    return ((name, score) for line, (name, score, _) in _lines_and_rows(path) if name is not None)
+    return ((name, score) for line, (name, score, _) in lines_and_rows(path) if name is not None)
 
 
-def _lines_and_rows(path: Path) -> Iterator[tuple[bytes, tuple[str | None, float, str]]]:
+def lines_and_rows(path: Path) -> Iterator[tuple[bytes, tuple[str | None, float, str]]]:
     """Each line with its name (None: the header), score and error."""
     is_csv = file_format(path) == ".csv"
     with path.open("rb") as file:
-        number = 0
+        number = columns = 0
         try:
             for number, line in enumerate(file, 1):
                 text = line.decode("utf-8", "replace")
-                row = next(csv.reader([text])) if is_csv else json.loads(text)
+                row: Any = next(csv.reader([text])) if is_csv else json.loads(text)
                 if is_csv and number == 1:
-                    if tuple(row) != COLUMNS:
+                    if tuple(row[: len(COLUMNS)]) != COLUMNS:
                         raise ValueError("other columns")
+                    columns = len(row)
                     yield line, (None, 0.0, "")
                 elif is_csv:
-                    if len(row) != len(COLUMNS):
+                    if len(row) != columns:
                         raise ValueError(f"{len(row)} cells")
                     yield line, (uncell(row[0]), float(row[1]), uncell(row[4]))
                 else:
@@ -340,7 +327,8 @@ def check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         )
 
 
-def _csv_line(values) -> bytes:
+def csv_line(values: Iterable[object]) -> bytes:
+    """A row as a line."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue().encode()

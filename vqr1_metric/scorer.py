@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,6 +22,7 @@ from vqr1_metric.backends.spec import EMBEDDED, ModelSpec
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.images import ImageError, ImageLike, describe, load_image, split_images
 from vqr1_metric.images.ahead import read_pictures
+from vqr1_metric.images.find import ImageFinder
 from vqr1_metric.protocol import MODES, PROMPT_VERSION, Mode, ParsedReply, parse_reply
 from vqr1_metric.results import LOW_RELIABILITY, Comparison, ImageScore, RankedImage, rank_results
 
@@ -161,6 +163,21 @@ class QualityScorer:
                 yield from self._score_window(names, window, in_order)
                 names, window, held = [], [], 0
         yield from self._score_window(names, window, in_order)
+
+    def score_folder(self, folder: str | os.PathLike[str], *, recursive: bool = True) -> Iterator[ImageScore]:
+        """Stream the images of a folder, sorted, files decoded ahead.
+
+        A file or folder that cannot be read is a result with the reason. For a file of scores that can be resumed see
+        :func:`~vqr1_metric.score_runs.score_to_file`.
+
+        Args:
+            folder: its files with an image's suffix count, hidden ones do not.
+            recursive: with its subfolders.
+        """
+        found = list(ImageFinder([folder], recursive=recursive))
+        problems = [ImageScore.failed(one.name, f"{one.name}: {one.problem}") for one in found if one.problem]
+        yield from self.stream([one.name for one in found if not one.problem])
+        yield from problems
 
     def distributions(
         self, images: ImageLike | Sequence[ImageLike], *, differentiable: bool = False

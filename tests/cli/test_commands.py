@@ -157,7 +157,33 @@ def test_help_names_every_command_and_the_default_model(capsys: pytest.CaptureFi
         if not arguments:
             assert all(f" {name} " in out for name in cli.COMMANDS)
         elif "--model" in out and arguments != ["train"]:  # whose model is the one to start from
-            assert f"default: {DEFAULT_MODEL}" in out
+            assert f"else {DEFAULT_MODEL}" in out
+
+
+def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str]):
+    shown = []
+    for arguments in (["help"], ["--help"], ["help", "score"], ["score", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and shown[2] == shown[3] and "--retry-errors" in shown[2]
+
+
+def test_the_environment_may_name_the_model(names: list[str], tiny_qwen2_5_vl: Path, monkeypatch, capsys):
+    monkeypatch.setenv("VQR1_MODEL", str(tiny_qwen2_5_vl))
+    assert cli.main(["score", names[0], "--json", "--silent"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["model"] == str(tiny_qwen2_5_vl)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_controls_in_names_do_not_reach_the_terminal(vqr1, write_pictures, tmp_path: Path):
+    path = str(write_pictures(tmp_path, ["a\x1b[31m\nb\r\u202e.png"])[0])
+    for command in (["score", path], ["rank", path], ["compare", path, path], ["explain", path, "--max-new-tokens", 2]):
+        outcome = vqr1(*command)
+        assert outcome.code == 0
+        assert "a\\u001b[31m\\nb\\r\\u202e.png" in outcome.out
+        assert all(c.isprintable() or c == "\n" for c in outcome.out)
 
 
 def test_version_and_wrong_usage(capsys: pytest.CaptureFixture[str]):

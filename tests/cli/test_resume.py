@@ -14,6 +14,9 @@ import pytest
 from model_folders import CHANGES, change_file
 
 from vqr1_metric import score_files
+from vqr1_metric.cli import main
+
+from .conftest import Outcome
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*only .*% of the model's answers")
 
@@ -290,3 +293,109 @@ def test_every_row_is_written_when_its_batch_is_done(write_pictures, tmp_path: P
     assert len(found) >= 3
     assert all(written == max(scored, 0) for scored, written in found[1:])
     assert [result.name for result in scorer.stream(paths)] == [str(path) for path in paths]
+
+
+# ---------------------------------------------------------------- parts and their merging
+
+
+@pytest.fixture
+def merge(capsys: pytest.CaptureFixture[str]):
+    """Run ``vqr1 merge``: code, out, err."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        code = main(["merge", *map(str, arguments)])
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_parts_are_the_whole(vqr1, merge, write_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str):
+    names = [f"{i:02}.png" for i in range(12)]
+    write_pictures(tmp_path / "photos", names, side=28)
+    (tmp_path / "photos" / "05.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    whole, out = f"whole{suffix}", f"s{suffix}"
+    vqr1("score", "photos", "-o", whole)
+    for part in range(1, 4):
+        assert vqr1("score", "photos", "-o", out, "--shard", f"{part}/3").code == 0
+    parts = [f"s.{part}-of-3{suffix}" for part in range(1, 4)]
+    assert merge(*parts, "-o", out).out == f"rows in s{suffix}: 12\n"
+    merged = dict(score_files.read_rows(Path(out)))
+    assert merged == pytest.approx(dict(score_files.read_rows(Path(whole))), abs=2e-5, nan_ok=True)
+    assert vqr1("score", "photos", "-o", out, "--resume").out.count("12, 0 of them new") == 1
+    for arguments, message in (
+        ([*parts, "-o", out], "exists: --overwrite replaces it"),
+        ([*parts[:2], "-o", f"t{suffix}"], "3 of 3 is missing"),
+        ([*parts, whole, "-o", f"t{suffix}"], "or of none"),
+        ([parts[0], "-o", parts[0], "--overwrite"], "is one of the parts"),
+    ):
+        outcome = merge(*arguments)
+        assert outcome.code == 1 and message in outcome.err, outcome.err
+    write_pictures(tmp_path / "photos", ["new.png"], side=28)
+    assert vqr1("score", "photos", "-o", out, "--shard", "1/3", "--resume").code == 0
+    assert "all parts have to get the same arguments" in merge(*parts, "-o", f"t{suffix}").err
+    assert not (tmp_path / f"t{suffix}").exists()
+
+
+def test_merging_takes_the_row_with_a_score(vqr1, merge, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = (folder / "002.png").read_bytes()
+    (folder / "002.png").write_bytes(whole[:99])
+    vqr1("score", folder, "-o", tmp_path / "a.csv")
+    (folder / "002.png").write_bytes(whole)
+    monkeypatch.chdir(folder)
+    vqr1("score", "002.png", "003.png", "-o", tmp_path / "b.csv")
+    monkeypatch.chdir(tmp_path)
+    outcome = merge("a.csv", "b.csv", "-o", "all.csv")
+    assert outcome.out == "rows in all.csv: 5 (2 more were of images that have one)\n"
+    rows = dict(score_files.read_rows(tmp_path / "all.csv"))
+    assert not any(score != score for score in rows.values())
+    assert sorted(Path(name).name for name in rows) == [f"{i:03}.png" for i in range(5)]
+
+
+def test_an_unfinished_part_is_not_merged(vqr1, merge, folder: Path, tmp_path: Path):
+    for part in (1, 2):
+        vqr1("score", folder, "-o", tmp_path / "s.csv", "--shard", f"{part}/2")
+    first = tmp_path / "s.1-of-2.csv"
+    meta = score_files.read_meta(first)
+    meta.pop("of")
+    score_files.write_meta(first, meta)
+    outcome = merge(first, tmp_path / "s.2-of-2.csv", "-o", tmp_path / "s.csv")
+    assert outcome.code == 1 and "this part is not finished; --resume completes it" in outcome.err
+
+
+def test_from_python(folder: Path, tmp_path: Path):
+    from stub_scorer import formula_scorer
+
+    from vqr1_metric.score_runs import score_to_file
+
+    summary = score_to_file(formula_scorer(), [folder], tmp_path / "s.csv")
+    assert (summary["images"], summary["scored"]) == (5, 5)
+    with pytest.raises(score_files.RecordError, match="exists: --resume"):
+        score_to_file(formula_scorer(), [folder], tmp_path / "s.csv")
+    scorer = formula_scorer()
+    assert score_to_file(scorer, [folder], tmp_path / "s.csv", resume=True)["mean"] == pytest.approx(summary["mean"])
+    assert scorer.backend.pictures == 0
+    results = list(scorer.score_folder(folder))
+    assert [Path(result.name).name for result in results] == [f"{i:03}.png" for i in range(5)]
+
+
+# ---------------------------------------------------------------- standard streams
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no /dev/full there")
+def test_closed_and_full_streams(folder: Path, tmp_path: Path, tiny_qwen2_5_vl: Path):
+    code = "import sys; from vqr1_metric import cli; sys.exit(cli.main(sys.argv[1:]))"
+    program = f'"{sys.executable}" -c "{code}" score {folder} --model {tiny_qwen2_5_vl} --device cpu'
+    for number, (redirection, expected) in enumerate(
+        [(">&-", 0), ("2>&- >&- <&-", 0), ("2>/dev/full", 0), (">/dev/full", 1)]
+    ):
+        output = f"-o {tmp_path}/{number}.csv" if expected == 0 else ""
+        done = subprocess.run(f"{program} {output} {redirection}", shell=True, capture_output=True, text=True)
+        assert done.returncode == expected, (redirection, done)
+        assert "Traceback" not in done.stderr
+        if output:
+            assert len(rows_of(tmp_path / f"{number}.csv")) == 5
+        else:
+            assert "No space left" in done.stderr and done.stderr.count("vqr1:") == 1

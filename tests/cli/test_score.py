@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vqr1_metric import __version__, score_files
-from vqr1_metric.cli.score import Tally
 from vqr1_metric.results import ImageScore
+from vqr1_metric.score_runs import Tally
 from vqr1_metric.scorer import QualityScorer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*only .*% of the model's answers")
@@ -289,7 +289,7 @@ def test_tally():
     tally.add(3.0)
     tally.add(math.nan)
     summary = tally.summary()
-    assert (summary["pictures"], summary["scored"], summary["failed"]) == (2, 1, 1)
+    assert (summary["images"], summary["scored"], summary["failed"]) == (2, 1, 1)
     assert (summary["mean"], summary["interval"]) == (3.0, None)
     scores = np.random.default_rng(3).normal(3, 0.5, 400)
     for score in scores[1:]:

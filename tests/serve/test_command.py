@@ -4,12 +4,14 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 from stub_scorer import formula_scorer
 
 from vqr1_metric.cli import build_parser
@@ -57,7 +59,9 @@ def test_served_until_sigterm(tiny_qwen2_5_vl: Path) -> None:
             ):
                 pass
             server.send_signal(signal.SIGTERM)
-            assert accepted.result().json()["results"][0]["error"] is None
+            last = accepted.result()
+            assert last.json()["results"][0]["error"] is None
+            assert last.headers["connection"] == "close"
         said += server.communicate(timeout=15)[1]
     finally:
         server.kill()
@@ -65,3 +69,17 @@ def test_served_until_sigterm(tiny_qwen2_5_vl: Path) -> None:
         server.stderr.close()
     assert server.returncode in (0, -signal.SIGTERM), said
     assert "s3cret" not in said
+
+
+def test_what_is_wrong_with_the_address_is_said_before_a_model_loads(capsys, monkeypatch) -> None:
+    from vqr1_metric import cli
+
+    monkeypatch.setattr("vqr1_metric.cli.serve.build_scorer", lambda args: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main(["serve", "--port", port, "--model", "nano"]) == 2
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
+    assert cli.main(["serve", "--port", "0", "--host", "no.such.host.invalid", "--model", "nano"]) == 2
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["serve", "--port", "99999"])
+    assert stop.value.code == 2

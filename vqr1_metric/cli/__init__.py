@@ -9,6 +9,8 @@ Exit codes: 0 done, 1 nothing was done (one line on stderr says why), 2 wrong us
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vqr1_metric import __version__
+from vqr1_metric.cli.streams import forgiving_stderr, give_up, open_standard_streams
 from vqr1_metric.images.names import printable
 from vqr1_metric.redaction import redact
 from vqr1_metric.score_files import RecordError
@@ -23,6 +26,7 @@ from vqr1_metric.score_files import RecordError
 #: Command -> what it does, in the order of the help text.
 COMMANDS = {
     "score": "score pictures, folders, patterns and lists; write a table, CSV or JSON lines",
+    "merge": "score files of several runs, such as the parts of --shard, into one",
     "rank": "order pictures from best to worst, ties marked",
     "compare": "which of two pictures looks better, and how surely",
     "explain": "the score distribution of a picture and the model's reasoning",
@@ -46,25 +50,28 @@ class UsageError(CommandError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``vqr1`` with these arguments (``sys.argv`` by default) and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
+    open_standard_streams()
     parser = build_parser(argv[0] if argv else None)
     args = parser.parse_args(argv)
     # Read when torch loads. Threads that spin while they wait make a small model 20 times slower wherever another
     # program uses the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # File names need not be text in the terminal's encoding.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+    silent = getattr(args, "silent", False)
+    if silent:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        logging.disable(logging.WARNING)
+    with forgiving_stderr(), warnings.catch_warnings():
+        warnings.showwarning = (lambda *args, **options: None) if silent else _show_warning
         try:
             code = _module(args.command).run(args)
             sys.stdout.flush()
             return code
         except KeyboardInterrupt as error:
             return _fail(str(error) or "interrupted", 130)
-        except BrokenPipeError:  # `vqr1 ... | head`: nobody reads on; keep Python from complaining at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # `vqr1 ... | head`: nobody reads on
+            give_up(sys.stdout)
             return 1
         except UsageError as error:
             return _fail(str(error), 2)
@@ -72,7 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = _one_line(error)
             if message is None:
                 raise
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                return _fail(message, 1)
+            give_up(sys.stdout)
             return _fail(message, 1)
+        finally:
+            if silent:
+                logging.disable(logging.NOTSET)
 
 
 def warn(message: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vqr1_metric.protocol import MODES
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from vqr1_metric.scorer import QualityScorer
 
 
+#: Names the model where ``--model`` does not.
+MODEL_VARIABLE = "VQR1_MODEL"
 _SERVER_OPTIONS = ("concurrency", "timeout", "tries", "threshold")
 
 
@@ -30,6 +33,14 @@ def seed(text: str) -> int:
     if not 0 <= value < 2**31:
         raise argparse.ArgumentTypeError(f"expected an integer from 0 to {2**31 - 1}, but got {value}")
     return value
+
+
+def shard(text: str) -> tuple[int, int]:
+    """An argparse type: a part and the number of parts, such as ``2/8``."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"expected a part and the number of parts, such as 2/8, but got {text!r}")
+    return int(part), int(parts)
 
 
 def probability(text: str) -> float:
@@ -89,7 +100,13 @@ def image_finder(args: argparse.Namespace, *, note: bool = True) -> ImageFinder:
 
     if not (args.inputs or args.files_from):
         raise UsageError("name images, folders or lists, or --files-from FILE")
-    notes = {"note": lambda name, reason: warn(f"{name}: passed over: {reason}")} if note and args.verbose else {}
+    notes: dict[str, Any] = (
+        {"note": lambda name, reason: warn(f"{name}: passed over: {reason}")} if note and args.verbose else {}
+    )
+    if getattr(args, "every", None):
+        from vqr1_metric.images.video import VIDEO_SUFFIXES
+
+        notes["suffixes"] = VIDEO_SUFFIXES
     return ImageFinder(
         args.inputs, recursive=args.recursive, files_from=args.files_from, null=args.null, urls=args.urls, **notes
     )
@@ -99,7 +116,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
     """Options that say which model answers, how and where."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="NAME", help="Hub name, local folder or nano (default: TianheWu/VisualQuality-R1-7B)"
+        "--model",
+        metavar="NAME",
+        help="Hub name, local folder or nano (default: VQR1_MODEL, else TianheWu/VisualQuality-R1-7B)",
     )
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
@@ -174,7 +193,7 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
     if getattr(args, "server", None):
         return _remote_scorer(args, given)
     try:
-        scorer = QualityScorer(args.model or DEFAULT_MODEL, **given)
+        scorer = QualityScorer(args.model or os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL, **given)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if scorer.spec.folder is not None:

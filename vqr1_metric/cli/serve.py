@@ -5,15 +5,27 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from vqr1_metric.cli import CommandError
+from vqr1_metric.cli import CommandError, UsageError
 from vqr1_metric.cli.options import add_model_options, build_scorer, positive
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any free one (default: 8000)")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name that the service answers to, beside localhost and addresses of numbers (repeat for more)",
+    )
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on, 0 for any free one (default: 8000)")
     parser.add_argument(
         "--wait-ms",
         type=float,
@@ -34,10 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the model, then serve until SIGTERM or Ctrl-C; what was accepted by then is finished."""
     try:
-        import uvicorn
-
         from vqr1_metric.serve.app import KEY_VARIABLE, create_app
         from vqr1_metric.serve.limits import Limits
+        from vqr1_metric.serve.run import bind, is_loopback, serve
     except ImportError as error:
         raise CommandError(f"vqr1 serve needs {error.name}: pip install 'vqr1-metric[serve]'") from None
     limits = Limits(
@@ -46,20 +57,30 @@ def run(args: argparse.Namespace) -> int:
         pixels=args.max_megapixels * 1_000_000,
         requests=args.max_requests,
     )
-    scorer = build_scorer(args)
-    _ = scorer.backend  # fails here, in one line, rather than in the log of a server that starts
-    app = create_app(scorer, limits, wait_seconds=args.wait_ms / 1000)
-    if args.host not in ("127.0.0.1", "::1", "localhost") and not os.environ.get(KEY_VARIABLE):
-        print(f"vqr1: warning: open to the network without a key; set {KEY_VARIABLE} to ask for one", file=sys.stderr)
-    config = uvicorn.Config(
-        app,
-        args.host,
-        args.port,
-        log_level="info",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        h11_max_incomplete_event_size=64 << 10,
-    )
-    uvicorn.Server(config).run()
+    try:
+        bound = bind(args.host, args.port)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {args.host}, port {args.port}: {error.strerror or error}") from None
+    with bound:
+        scorer = build_scorer(args)
+        _ = scorer.backend  # fails here, in one line, rather than in the log of a server that starts
+        if not is_loopback(args.host) and not os.environ.get(KEY_VARIABLE, "").strip():
+            print(f"vqr1: warning: open to the network without a key; set {KEY_VARIABLE}", file=sys.stderr)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        wait = args.wait_ms / 1000
+
+        def make_app(stopping: Callable[[], bool]) -> FastAPI:
+            print(f"vqr1: running on http://{host}:{bound.getsockname()[1]} (Ctrl-C ends it)", file=sys.stderr)
+            names = [args.host, *args.allow_host]
+            return create_app(scorer, limits, wait_seconds=wait, hosts=names, stopping=stopping)
+
+        serve(make_app, bound)
     return 0
+
+
+def port(text: str) -> int:
+    """An argparse type: a port, 0 for any free one."""
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, but got {value}")
+    return value

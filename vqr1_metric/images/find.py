@@ -89,6 +89,7 @@ class ImageFinder:
         files_from: files that hold a name a line (or tables, by their suffix), relative to the current folder; ``-`` is
             standard input.
         null: the names in ``files_from`` and on standard input end with a NUL.
+        suffixes: what folders and patterns stand for; all images by default.
         urls: take ``https://`` addresses too; without, one is a problem.
         note: called with name and reason for everything that is passed over.
 
@@ -104,11 +105,13 @@ class ImageFinder:
         files_from: Sequence[str] = (),
         null: bool = False,
         urls: bool = False,
+        suffixes: frozenset[str] | None = None,
         note: Callable[[str, str], object] = lambda name, reason: None,
     ) -> None:
         self._arguments = [os.fspath(argument) for argument in arguments]
         self._files_from, self._recursive, self._null, self._urls = list(files_from), recursive, null, urls
         self._note = note
+        self._suffixes = suffixes
         self._keys = ImageKeys()
         self.counts = Counts()
 
@@ -224,9 +227,9 @@ class ImageFinder:
                 yield Found(name)
 
     def _is_image(self, path: str) -> bool:
-        if is_image_name(path):
-            return True
         suffix = os.path.splitext(path)[1].lower()
+        if suffix in (image_suffixes() if self._suffixes is None else self._suffixes):
+            return True
         self._skip(path, f"not images by their suffix ({escape_name(suffix)})" if suffix else "without a suffix")
         return False
 

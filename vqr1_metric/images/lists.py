@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vqr1_metric.images.names import unescape_name
 
@@ -135,7 +135,7 @@ class _Joined(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         if not self._start:
             self._start = self._file.read(len(buffer))
         size = min(len(buffer), len(self._start))

@@ -10,10 +10,10 @@ import base64
 import binascii
 import io
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from fastapi import HTTPException, Request
 from PIL import Image, UnidentifiedImageError
@@ -26,6 +26,8 @@ from vqr1_metric.serve.limits import Limits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _NAME_LENGTH = 200
+_Model = TypeVar("_Model", bound=BaseModel)
+_Read = TypeVar("_Read")
 
 
 class NamedPicture(BaseModel):
@@ -78,19 +80,38 @@ async def read_pictures(request: Request, limits: Limits) -> AsyncIterator[list[
     """
     length = request.headers.get("content-length", "")
     _check_size(int(length) if length.isdecimal() else 0, limits)
-    try:
-        async with asyncio.timeout(limits.upload_seconds):
-            pictures = await _read(request, limits)
-    except TimeoutError:
-        raise HTTPException(408, f"The request did not arrive within {limits.upload_seconds:g} s.") from None
+    pictures = await _in_time(_read(request, limits), limits)
     try:
         if not pictures:
             raise HTTPException(400, "Expected at least one picture: a file in the form, or an entry of images.")
-        _check_count(len(pictures), limits)
+        check_count(len(pictures), limits)
         yield pictures
     finally:
         for picture in pictures:
             picture.file.close()
+
+
+async def read_json(request: Request, limits: Limits, kind: type[_Model]) -> _Model:
+    """The body as JSON of this kind.
+
+    Raises:
+        HTTPException: 400 malformed, 408 too slow, 413 too much.
+    """
+    body = await _in_time(_body(request, limits), limits)
+    try:
+        return await asyncio.to_thread(kind.model_validate_json, body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise HTTPException(400, f"Malformed JSON: {where}: {first['msg']}.") from None
+
+
+async def _in_time(arriving: Awaitable[_Read], limits: Limits) -> _Read:
+    try:
+        async with asyncio.timeout(limits.upload_seconds):
+            return await arriving
+    except TimeoutError:
+        raise HTTPException(408, f"The request did not arrive within {limits.upload_seconds:g} s.") from None
 
 
 async def _read(request: Request, limits: Limits) -> list[Picture]:
@@ -98,7 +119,7 @@ async def _read(request: Request, limits: Limits) -> list[Picture]:
     if kind == "multipart/form-data":
         return await _form_pictures(request, limits)
     if kind == "application/json":
-        return _json_pictures(await _body(request, limits))
+        return await asyncio.to_thread(_json_pictures, await _body(request, limits))
     if kind.startswith("image/"):
         return [Picture("image", io.BytesIO(await _body(request, limits)))]
     raise HTTPException(
@@ -162,7 +183,7 @@ async def _form_pictures(request: Request, limits: Limits) -> list[Picture]:
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            _check_count(limits.pictures + 1, limits)
+            check_count(limits.pictures + 1, limits)
         raise HTTPException(400, f"Malformed form: {error.message}") from None
     except KeyError:
         raise HTTPException(400, "Malformed form: its content type states no boundary.") from None
@@ -182,8 +203,17 @@ def _json_pictures(body: bytes) -> list[Picture]:
     pictures = []
     for index, entry in enumerate(entries):
         name, text = (entry.name, entry.data) if isinstance(entry, NamedPicture) else (f"image {index}", entry)
-        pictures.append(Picture(name, io.BytesIO(_from_base64(name, text))))
+        pictures.append(picture_of(name, text))
     return pictures
+
+
+def picture_of(name: str, text: str) -> Picture:
+    """A picture from base64.
+
+    Raises:
+        HTTPException: 400 for anything else.
+    """
+    return Picture(name, io.BytesIO(_from_base64(name, text)))
 
 
 def _from_base64(name: str, text: str) -> bytes:
@@ -203,7 +233,15 @@ async def _body(request: Request, limits: Limits) -> bytes:
 
 async def _stream(request: Request, limits: Limits) -> AsyncIterator[bytes]:
     received = 0
-    async for chunk in request.stream():
+    chunks = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(limits.stall_seconds):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise HTTPException(408, f"Nothing of the request arrived for {limits.stall_seconds:g} s.") from None
+        if chunk is None:
+            return
         received += len(chunk)
         _check_size(received, limits)
         yield chunk
@@ -214,6 +252,7 @@ def _check_size(size: int, limits: Limits) -> None:
         raise HTTPException(413, f"Expected a request of at most {limits.body_bytes / (1 << 20):g} MiB.")
 
 
-def _check_count(count: int, limits: Limits) -> None:
+def check_count(count: int, limits: Limits) -> None:
+    """Raise HTTPException 413 for too many pictures."""
     if count > limits.pictures:
         raise HTTPException(413, f"Expected at most {limits.pictures} pictures in one request.")

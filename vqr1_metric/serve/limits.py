@@ -16,6 +16,7 @@ class Limits:
         requests: in progress at a time; more give 503 with ``Retry-After``.
         decoded_pixels: of all pictures that are decoded and not yet scored, 3 bytes each; further ones wait.
         upload_seconds: for one request to arrive; slower ones give 408.
+        stall_seconds: without a byte of a request, which then gives 408.
     """
 
     pictures: int = 32
@@ -24,6 +25,7 @@ class Limits:
     requests: int = 64
     decoded_pixels: int = 200_000_000
     upload_seconds: float = 60.0
+    stall_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -11,6 +11,19 @@ from vqr1_metric.functional.thurstone import win_probability
 from vqr1_metric.results import ImageScore, rank_results
 
 
+class Explanation(BaseModel):
+    """What went wrong, and what was expected."""
+
+    code: int
+    message: str
+
+
+class Problem(BaseModel):
+    """The one shape of errors."""
+
+    error: Explanation
+
+
 class Reply(BaseModel):
     """One sampled reply of the model."""
 

@@ -126,7 +126,8 @@ class HttpBackend:
         self._alternatives = 2  # that a place states; as many as when it was tried
         self._answers_as: str | None = None  # what its replies call the model
         self._plain = False  # does the server take OpenAI's own fields only?
-        self._begin()
+        self._lock, self._session_lock = threading.Lock(), threading.Lock()
+        self._session: Session | None = None
 
     #: A server does not say which weights it has.
     revision = "served"
@@ -223,7 +224,7 @@ class HttpBackend:
         model = self.model_id
 
         async def run(client: ChatClient) -> list[list[str]]:
-            async def one(chat: list[dict], seed: int) -> str:
+            async def one(chat: list[dict[str, Any]], seed: int) -> str:
                 request = {
                     "model": model,
                     "messages": chat,
@@ -272,11 +273,8 @@ class HttpBackend:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._begin()
-
-    def _begin(self) -> None:
         self._lock, self._session_lock = threading.Lock(), threading.Lock()
-        self._session: Session | None = None
+        self._session = None
 
     def __repr__(self) -> str:
         return f"HttpBackend({self._connection.base_url!r}, {self._model!r})"
@@ -335,14 +333,14 @@ class HttpBackend:
             if error.status not in (400, 422):
                 raise
             return f"takes no requests for log-probabilities of a reply that was begun ({error})"
-        best = max(following, key=following.get)
+        best = max(following, key=lambda token: following[token])
         there = again.steps[0][1].get(best, 0.0) if again.steps else 0.0
         factor = torch.tensor(_PROBE_TOLERANCE).exp().item()
         if not following[best] / factor <= there <= following[best] * factor:
             return "does not continue a reply that was begun"
         return None
 
-    def _continue(self, chat: list[dict], text: str, tokens: int) -> dict[str, Any]:
+    def _continue(self, chat: list[dict[str, Any]], text: str, tokens: int) -> dict[str, Any]:
         """A request for the most probable ``tokens`` after a reply that begins with ``text``."""
         begun = [{"role": "assistant", "content": text}] if text else []
         return {
@@ -399,9 +397,9 @@ def _check_address(base_url: str) -> None:
         raise ValueError(f"Expected an address such as http://127.0.0.1:8000/v1, but got {redact(base_url)!r}.")
 
 
-def _chat(picture: str, thinking: bool, add_vision_id: bool = False) -> list[dict]:
+def _chat(picture: str, thinking: bool, add_vision_id: bool = False) -> list[dict[str, Any]]:
     """One user turn: the picture, then the question."""
-    content: list[dict] = [{"type": "image_url", "image_url": {"url": picture}}]
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": picture}}]
     content.append({"type": "text", "text": question(thinking)})
     if add_vision_id:
         content.insert(0, {"type": "text", "text": "Picture 1: "})

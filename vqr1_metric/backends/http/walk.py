@@ -117,7 +117,8 @@ class AnswerWalk:
 
     async def _reach_fork(self) -> float:
         """Probability that the reply begins with the tag up to its fork."""
-        reached, frontier, seen = 0.0, {"": 1.0}, set()
+        reached, frontier = 0.0, {"": 1.0}
+        seen: set[str] = set()
         while frontier:
             await self._learn(frontier)
             longer: dict[str, float] = {}

@@ -31,7 +31,7 @@ async function post(path, files) {
   const response = await fetch(path, { method: "POST", body, headers: key ? { Authorization: `Bearer ${key}` } : {} });
   const answer = await response.json();
   // 422 with results: none of the pictures can be scored, and each says why.
-  if (!response.ok && !answer.results) throw new Error(answer.detail || `the server answered ${response.status}`);
+  if (!response.ok && !answer.results) throw new Error(answer.error?.message || `the server answered ${response.status}`);
   return answer;
 }
 
