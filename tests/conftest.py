@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_models import FAMILIES, build_tiny_model
+from tiny_models import FAMILIES, HYBRID, build_tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,12 @@ def tiny_qwen2_5_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen3_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random Qwen3-VL checkpoint in float32."""
     return build_tiny_model(tmp_path_factory.mktemp("models") / "qwen3_vl", "qwen3_vl")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Qwen3.5-VL checkpoint in float32, half of whose layers have linear attention."""
+    return build_tiny_model(tmp_path_factory.mktemp("models") / HYBRID, HYBRID)
 
 
 @pytest.fixture(params=FAMILIES)

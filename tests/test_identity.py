@@ -49,6 +49,7 @@ SCORER_OPTIONS = {
     "min_pixels": 5000,
     "max_pixels": 5000,
     "deterministic": True,
+    "question": "levels",
 }
 SAMPLING_OPTIONS = {
     "num_samples": 2,

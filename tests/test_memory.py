@@ -7,7 +7,7 @@ import pytest
 import torch
 from stub_scorer import FormulaBackend
 
-from vqr1_metric.backends.transformers import fitting_tokens
+from vqr1_metric.backends.batches import fitting_tokens
 from vqr1_metric.images import ImageError
 from vqr1_metric.scorer import QualityScorer
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from vqr1_metric.backends.base import ModelError
+from vqr1_metric.backends.batches import Batches
 from vqr1_metric.backends.loading import ModelSpec, load_model
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.functional import ScoreDistribution
 from vqr1_metric.functional.distribution import GRID_SIZE
 from vqr1_metric.images import ImageError
+from vqr1_metric.protocol import VISUALQUALITY_R1
 from vqr1_metric.results import Comparison, ImageScore, rank_results
 from vqr1_metric.scorer import QualityScorer
 
@@ -60,10 +62,17 @@ def test_deterministic(scorer):
     assert [r.score for r in scorer.score(images)] == [r.score for r in scorer.score(images)]
 
 
+def planned(scorer, images):
+    """The batches that the scorer would make of images."""
+    visual = [scorer.pixel_config.visual_tokens(*image.shape[-2:]) for image in images]
+    lengths = [scorer.backend.sequence_length(tokens, False) for tokens in visual]
+    return Batches().plan(scorer.backend, lengths, visual, tokens=scorer.batch_tokens)
+
+
 def test_batches_respect_the_token_budget(tiny_qwen2_5_vl):
     scorer = QualityScorer(str(tiny_qwen2_5_vl), device="cpu", batch_tokens=1500)
     images = pictures(*SIZES)
-    batches = list(scorer._batches(images))
+    batches = list(planned(scorer, images))
     assert sorted(i for batch in batches for i in batch) == list(range(len(images)))
     for batch in batches:
         lengths = [
@@ -79,7 +88,7 @@ def test_unequal_pictures_are_not_padded_much(tiny_qwen2_5_vl):
     scorer = QualityScorer(str(tiny_qwen2_5_vl), device="cpu", batch_tokens=16_384)
     images = [torch.zeros(3, side, side, dtype=torch.uint8) for side in (224, 448, 672) for _ in range(6)]
     lengths = [scorer.backend.sequence_length(scorer.pixel_config.visual_tokens(*x.shape[-2:]), False) for x in images]
-    batches = [[lengths[i] for i in batch] for batch in scorer._batches(images)]
+    batches = [[lengths[i] for i in batch] for batch in planned(scorer, images)]
     rows = sum(len(batch) * max(batch) for batch in batches)
     assert 1 < len(batches) <= 3
     assert 1 - sum(lengths) / rows < 0.05 < 0.3 < 1 - sum(lengths) / (len(lengths) * max(lengths))
@@ -185,7 +194,9 @@ def test_sample_parses_replies_and_leaves_out_what_cannot_be_read(tiny_qwen2_5_v
 
 def test_vision_id_is_in_the_prompt_only_when_asked_for(scorer):
     backend = scorer.backend
-    without, with_id = (backend.tokenizer.decode(backend._prompt(False, flag)[0]) for flag in (False, True))
+    without, with_id = (
+        backend.tokenizer.decode(backend._prompts.segments(VISUALQUALITY_R1, False, flag)[0]) for flag in (False, True)
+    )
     assert "Picture 1: " in with_id and "Picture 1: " not in without
 
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from vqr1_metric.backends.base import ImageFailed, Sampling, ScoringBackend, backend_identity
+from vqr1_metric.answering import (
+    ask,
+    check_mode,
+    joined,
+    prompts_of,
+    questions_of,
+    read,
+    score_batch,
+    warn_if_unreliable,
+)
+from vqr1_metric.backends.base import Sampling, ScoringBackend, backend_identity
+from vqr1_metric.backends.batches import Batches, TooLarge, run_apart
 from vqr1_metric.backends.loading import SharedModel, forget, newest, shared
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.backends.spec import EMBEDDED, ModelSpec
@@ -23,8 +32,8 @@ from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.images import ImageError, ImageLike, describe, load_image, split_images
 from vqr1_metric.images.ahead import read_pictures
 from vqr1_metric.images.find import ImageFinder
-from vqr1_metric.protocol import MODES, PROMPT_VERSION, Mode, ParsedReply, parse_reply
-from vqr1_metric.results import LOW_RELIABILITY, Comparison, ImageScore, RankedImage, rank_results
+from vqr1_metric.protocol import PROMPT_VERSION, VISUALQUALITY_R1, Mode, Question, find_question
+from vqr1_metric.results import Comparison, ImageScore, RankedImage, rank_results
 
 if torch.distributed.is_available():
     # Before there is a process group, as a rule: transformers imports it with the model, and its default arguments hold
@@ -32,12 +41,8 @@ if torch.distributed.is_available():
     import torch.distributed.nn.functional
 
 DEFAULT_MODEL = "TianheWu/VisualQuality-R1-7B"
-#: Tokens of one forward pass, padding included, where the backend has no opinion of its own.
-DEFAULT_BATCH_TOKENS = 16_384
 #: A long run holds at most so many decoded pictures and pixels at a time.
 _WINDOW_PICTURES, _WINDOW_PIXELS = 64, 64_000_000
-#: A batch ends where padding would pass this share of it, once it holds this share of its tokens.
-_PADDING, _ENOUGH = 0.05, 0.125
 
 Outcome = TypeVar("Outcome")
 
@@ -64,6 +69,9 @@ class QualityScorer:
         num_samples, temperature, top_k, top_p, max_new_tokens, seed: sampling in ``think`` and ``sample``, see
             :class:`~vqr1_metric.backends.base.Sampling`.
         thinking: whether ``sample`` asks the thinking question.
+        question: what is asked: a name such as ``"levels"`` or ``"alignment"``, or a
+            :class:`~vqr1_metric.protocol.Question`; see ``docs/questions.md``. Other questions than VisualQuality-R1's
+            are for ``mode="score"``. A score is the expected value of the answers.
         add_vision_id: write "Picture 1: " before the picture, as the authors' scripts do and their training does not;
             None does so in ``sample`` mode only.
         backend: a ready :class:`~vqr1_metric.backends.base.ScoringBackend`, instead of ``model``.
@@ -97,10 +105,11 @@ class QualityScorer:
         seed: int = 0,
         thinking: bool = False,
         add_vision_id: bool | None = None,
+        question: str | Question = VISUALQUALITY_R1,
         backend: ScoringBackend | None = None,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"Expected mode to be one of {', '.join(MODES)}, but got {mode!r}.")
+        self.question = find_question(question)
+        check_mode(mode, self.question)
         if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"Expected batch_tokens of at least 1, but got {batch_tokens}.")
         self.spec = ModelSpec(
@@ -117,23 +126,28 @@ class QualityScorer:
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.batch_tokens = batch_tokens
         self.deterministic = deterministic
+        self._batches = Batches()
         self.thinking = thinking
         self.add_vision_id = mode == "sample" if add_vision_id is None else add_vision_id
         self._given_backend = backend
         self._shared: SharedModel | None = None  # the model as its files were when this scorer first used it
         self._warned = False
-        self._fitting_tokens: int | None = None  # what a batch that did not fit into memory was cut to
 
     # ---------------------------------------------------------------- scoring
 
     def score(
-        self, images: ImageLike | Sequence[ImageLike], *, on_error: Literal["nan", "raise"] = "nan"
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        prompts: str | Sequence[str] | None = None,
+        on_error: Literal["nan", "raise"] = "nan",
     ) -> list[ImageScore]:
         """Score pictures, in input order.
 
         Args:
             images: a tensor ``(B, C, H, W)`` or ``(C, H, W)`` (uint8, or floating in [0, 1], any device), a path,
                 bytes, a PIL picture, an array, or a list of these with any sizes.
+            prompts: what each image was made from, or one text for all, where the question asks about it.
             on_error: ``"nan"`` gives a bad picture the score NaN and its reason; ``"raise"`` raises
                 :class:`~vqr1_metric.images.ImageError` at the first, before anything is scored.
         """
@@ -142,27 +156,36 @@ class QualityScorer:
             images = [load_image(image, describe(image, i)) for i, image in enumerate(images)]
         elif on_error != "nan":
             raise ValueError(f"Expected on_error 'nan' or 'raise', but got {on_error!r}.")
-        return list(self.stream(images))
+        return list(self.stream(images, prompts=prompts_of(self.question, prompts, len(images))))
 
-    def stream(self, images: Iterable[ImageLike], *, in_order: bool = True) -> Iterator[ImageScore]:
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        prompts: str | Iterable[str] | None = None,
+        in_order: bool = True,
+    ) -> Iterator[ImageScore]:
         """Like :meth:`score`, one result after the other, in memory that does not grow with the number of pictures.
 
         Args:
-            images: as for :meth:`score`.
+            images, prompts: as for :meth:`score`.
             in_order: give the results in the order of the images. False gives those of a batch as soon as it has been
                 through the model: within 64 images, those of like size come together.
         """
         names: list[str] = []
         window: list[Tensor | ImageError] = []
+        asked: list[Question] = []
         held = 0
+        questions = questions_of(self.question, prompts)
         for name, pixels in read_pictures(images):
             names.append(name)
             window.append(pixels)
+            asked.append(next(questions))
             held += 0 if isinstance(pixels, ImageError) else pixels[0].numel()
             if len(window) >= _WINDOW_PICTURES or held >= _WINDOW_PIXELS:
-                yield from self._score_window(names, window, in_order)
-                names, window, held = [], [], 0
-        yield from self._score_window(names, window, in_order)
+                yield from self._score_window(names, window, asked, in_order)
+                names, window, asked, held = [], [], [], 0
+        yield from self._score_window(names, window, asked, in_order)
 
     def score_folder(self, folder: str | os.PathLike[str], *, recursive: bool = True) -> Iterator[ImageScore]:
         """Stream the images of a folder, sorted, files decoded ahead.
@@ -180,12 +203,16 @@ class QualityScorer:
         yield from problems
 
     def distributions(
-        self, images: ImageLike | Sequence[ImageLike], *, differentiable: bool = False
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        prompts: str | Sequence[str] | None = None,
+        differentiable: bool = False,
     ) -> ScoreDistribution:
-        """Score distributions read out in one forward pass per batch (whatever ``mode`` says), leading shape ``(B,)``.
+        """Distributions read out in one forward pass per batch (whatever ``mode`` says), leading shape ``(B,)``.
 
         Args:
-            images: as for :meth:`score`; a bad one, or one too large for the memory, raises
+            images, prompts: as for :meth:`score`; a bad image, or one too large for the memory, raises
                 :class:`~vqr1_metric.images.ImageError`.
             differentiable: keep the autograd graph from the pixels of floating tensors to the distribution. The weights
                 are frozen and get no gradient. Every batch's activations stay in memory until the backward pass.
@@ -193,15 +220,86 @@ class QualityScorer:
         pixels = [load_image(image, describe(image, i)) for i, image in enumerate(split_images(images))]
         if not pixels:
             raise ImageError("Expected at least one picture, but got none.")
-        parts: list[tuple[list[int], ScoreDistribution]] = []
+        questions = list(
+            islice(questions_of(self.question, prompts_of(self.question, prompts, len(pixels))), len(pixels))
+        )
+
+        def work(batch: list[int]) -> ScoreDistribution:
+            chosen = [pixels[i] for i in batch]
+            return read(self.backend, chosen, self.pixel_config, [questions[i] for i in batch])
+
         with torch.set_grad_enabled(differentiable):
-            for batch, part in self._run(pixels, lambda batch: self._backend_distributions([pixels[i] for i in batch])):
-                if isinstance(part, ImageError):
-                    raise ImageError(f"image {batch[0]}: {part}")
-                parts.append((batch, part))
-        order = torch.tensor([i for batch, _ in parts for i in batch]).argsort()
-        tensors = [torch.cat([getattr(part, name) for _, part in parts]) for name in _DISTRIBUTION_FIELDS]
-        return ScoreDistribution(*(tensor[order.to(tensor.device)] for tensor in tensors))
+            return joined(list(self._run(pixels, [self.question], work)))
+
+    def ask(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        questions: Sequence[str | Question],
+        *,
+        prompts: str | Sequence[str] | None = None,
+    ) -> list[dict[str, ImageScore]]:
+        """Several questions about each image, which is encoded once.
+
+        Args:
+            images, prompts: as for :meth:`score`; a bad image gets NaN and its reason for every question.
+            questions: names or :class:`~vqr1_metric.protocol.Question` objects, with different names.
+
+        Returns:
+            For each image its answers by the names of the questions: ``score`` is the expected value,
+            ``distribution`` holds the probability of every answer.
+        """
+        asked = [find_question(question) for question in questions]
+        if len({question.name for question in asked}) < max(1, len(asked)) or any(q.images > 1 for q in asked):
+            raise ValueError(f"Expected questions about one image, with different names, but got {questions}.")
+        images = split_images(images)
+        texts = [prompts_of(question, prompts, len(images)) for question in asked]
+        answers: list[dict[str, ImageScore]] = [{} for _ in images]
+        names, good, pixels = [describe(image, i) for i, image in enumerate(images)], [], []
+        for i, image in enumerate(images):
+            try:
+                pixels.append(load_image(image, names[i]))
+                good.append(i)
+            except ImageError as error:
+                answers[i] = {question.name: ImageScore.failed(names[i], str(error)) for question in asked}
+
+        def work(batch: list[int]) -> list[ScoreDistribution]:
+            rows = [
+                [q.about(text[good[i]]) for i in batch] if text else q for q, text in zip(asked, texts, strict=True)
+            ]
+            return ask(self.backend, [pixels[i] for i in batch], rows, self.pixel_config)
+
+        with torch.no_grad():
+            for batch, results in self._run(pixels, asked, work):
+                for place, i in enumerate(good[i] for i in batch):
+                    for which, question in enumerate(asked):
+                        if isinstance(results, ImageError):
+                            answer = ImageScore.failed(names[i], f"{names[i]}: {results}")
+                        else:
+                            answer = ImageScore.of(names[i], results[which][place].to("cpu"))
+                        answers[i][question.name] = answer
+        return answers
+
+    def prefer(self, a: ImageLike, b: ImageLike, question: str | Question = "pairwise") -> ImageScore:
+        """Which of two images is better, asked with both in one prompt, in both orders.
+
+        Args:
+            a, b: images as for :meth:`score`; a bad one raises :class:`~vqr1_metric.images.ImageError`.
+            question: about two images, whose highest value means the first one, and whose answers mirror each other.
+
+        Returns:
+            ``score``: the mean of the value with ``a`` first and the mirrored one with ``b`` first; with
+            ``"pairwise"`` the probability that ``a`` is better.
+        """
+        asked = find_question(question)
+        mirrored = zip(asked.values, reversed(asked.values), strict=True)
+        if asked.images != 2 or len({round(value + other, 9) for value, other in mirrored}) > 1:
+            raise ValueError(f"Expected a question about two images with mirrored values, but got {asked.name!r}.")
+        first, second = (load_image(image, describe(image, i)) for i, image in enumerate((a, b)))
+        with torch.no_grad():
+            both = self.backend.distributions([(first, second), (second, first)], self.pixel_config, question=asked)
+        both = both.to("cpu")
+        turned = replace(both, probabilities=torch.stack([both.probabilities[0], both.probabilities[1].flip(-1)]))
+        return ImageScore.of(f"{describe(a, 0)} before {describe(b, 1)}", turned.mixture())
 
     def compare(self, a: ImageLike, b: ImageLike) -> Comparison:
         """Which of two pictures looks better, and how surely."""
@@ -293,7 +391,7 @@ class QualityScorer:
             **(self._model().identity if given is None else backend_identity(given)),
             "min_pixels": limits.min_pixels,
             "max_pixels": limits.max_pixels,
-            "question": PROMPT_VERSION,
+            "question": PROMPT_VERSION if self.question == VISUALQUALITY_R1 else self.question.identity(),
             "mode": self.mode,
             "sampling": sampling,
             "deterministic": self.deterministic,
@@ -329,8 +427,7 @@ class QualityScorer:
 
     def replace(self, *, mode: Mode) -> QualityScorer:
         """The same scorer in another mode, sharing the weights."""
-        if mode not in MODES:
-            raise ValueError(f"Expected mode to be one of {', '.join(MODES)}, but got {mode!r}.")
+        check_mode(mode, self.question)
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, mode=mode)
         return other
@@ -348,189 +445,64 @@ class QualityScorer:
     # ---------------------------------------------------------------- batches
 
     def _score_window(
-        self, names: list[str], window: list[Tensor | ImageError], in_order: bool
+        self, names: list[str], window: list[Tensor | ImageError], asked: list[Question], in_order: bool
     ) -> Iterator[ImageScore]:
-        ready = {i: ImageScore.failed(names[i], str(e)) for i, e in enumerate(window) if isinstance(e, ImageError)}
-        good = [i for i in range(len(window)) if i not in ready]
-        following = 0
+        results = {i: ImageScore.failed(names[i], str(e)) for i, e in enumerate(window) if isinstance(e, ImageError)}
+        good = [(i, pixels) for i, pixels in enumerate(window) if not isinstance(pixels, ImageError)]
 
         def score(batch: list[int]) -> list[ImageScore]:
-            indices = [good[i] for i in batch]
-            return self._score_batch([names[i] for i in indices], [window[i] for i in indices])
+            indices = [good[i][0] for i in batch]
+            return score_batch(
+                self.backend,
+                [names[i] for i in indices],
+                [good[i][1] for i in batch],
+                self.pixel_config,
+                [asked[i] for i in indices],
+                self.mode,
+                self.sampling,
+                thinking=self.thinking,
+                add_vision_id=self.add_vision_id,
+            )
 
-        for batch, scores in self._run([window[i] for i in good], score):
+        following = 0
+        for batch, scores in self._run([pixels for _, pixels in good], [self.question], score):
             if isinstance(scores, ImageError):
-                name = names[good[batch[0]]]
+                name = names[good[batch[0]][0]]
                 scores = [ImageScore.failed(name, f"{name}: {scores}")]
-            self._warn_if_unreliable(scores)
-            ready.update(zip((good[i] for i in batch), scores, strict=True))
+            self._warned = self._warned or warn_if_unreliable(scores)
+            results.update(zip((good[i][0] for i in batch), scores, strict=True))
             # What cannot be read waits for the images before it, so that images of one size stay in order.
-            behind = max(good[i] for i in batch) + 1
-            while in_order and following in ready:
-                yield ready.pop(following)
+            behind = max(good[i][0] for i in batch) + 1
+            while in_order and following in results:
+                yield results.pop(following)
                 following += 1
             if not in_order:
-                yield from [ready.pop(i) for i in sorted(ready) if i < behind]
-        yield from (ready[i] for i in sorted(ready))
+                yield from [results.pop(i) for i in sorted(results) if i < behind]
+        yield from (results[i] for i in sorted(results))
 
-    def _batches(self, pixels: Sequence[Tensor]) -> Iterator[list[int]]:
-        """Indices of pictures that go through the model together: of like size, within the token budget."""
+    def _run(
+        self, pixels: Sequence[Tensor], questions: Sequence[Question], work: Callable[[list[int]], Outcome]
+    ) -> Iterator[tuple[list[int], Outcome | ImageError]]:
+        """Each batch of indices with what ``work`` made of it; an error for a picture too large for the memory."""
         if not pixels:
             return
         backend, config = self.backend, self.pixel_config
-        thinking = self.mode == "think"
-        visual = [config.visual_tokens(*p.shape[-2:]) for p in pixels]
-        lengths = [backend.sequence_length(tokens, thinking) for tokens in visual]
-        most_visual = math.inf if self.batch_tokens else getattr(backend, "batch_visual_tokens", math.inf)
-        wanted = self.batch_tokens or getattr(backend, "batch_tokens", DEFAULT_BATCH_TOKENS)
-        copies = 1 if self.mode == "score" else self.sampling.num_samples
-        batch: list[int] = []
-        held = 0  # tokens, without padding
-        for index in sorted(range(len(pixels)), key=lambda i: (lengths[i], i)):
-            # Sorted by length, so the newcomer is the longest and every row is padded to it. The budget is read anew
-            # each time, because a batch that did not fit into memory lowers it.
-            budget = 0 if self.deterministic else min(wanted, self._fitting_tokens or wanted)
-            total = lengths[index] * (len(batch) + 1)
-            wasteful = held * copies >= _ENOUGH * budget and total - held - lengths[index] > _PADDING * total
-            crowded = visual[index] * (len(batch) + 1) > most_visual
-            if batch and (total * copies > budget or crowded or wasteful):
-                yield batch
-                batch, held = [], 0
-            batch.append(index)
-            held += lengths[index]
-        yield batch
-
-    def _run(
-        self, pixels: Sequence[Tensor], run: Callable[[list[int]], Outcome]
-    ) -> Iterator[tuple[list[int], Outcome | ImageError]]:
-        """Each batch of indices with what ``run`` made of it; an error for a picture too large for the memory."""
-        at_a_time = getattr(self.backend, "images_at_a_time", 1) if pixels else 1
-        if at_a_time > 1:
-            yield from self._run_apart(len(pixels), run, at_a_time)
+        if (at_a_time := getattr(backend, "images_at_a_time", 1)) > 1:
+            yield from run_apart(backend, len(pixels), work, at_a_time)
             return
-        todo = self._batches(pixels)
-        halves: list[list[int]] = []
-        while batch := halves.pop() if halves else next(todo, None):
-            try:
-                yield batch, run(batch)
-                continue
-            except torch.OutOfMemoryError:
-                pass  # go on outside, where the error no longer holds what the failed pass had allocated
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            height, width = pixels[batch[-1]].shape[-2:]
-            tokens = self.backend.sequence_length(self.pixel_config.visual_tokens(height, width), self.mode == "think")
-            if len(batch) == 1:
-                yield (
-                    batch,
-                    ImageError(
-                        f"{width}x{height} pixels do not fit into the free memory even alone; lower max_pixels, "
-                        "load the weights with fewer bits (dtype, quantization), or free memory"
-                    ),
+        visual = [config.visual_tokens(*p.shape[-2:]) for p in pixels]
+        # A backend may know of one question only, and others share what comes before them.
+        asked = [{} if question is VISUALQUALITY_R1 else {"question": question} for question in questions]
+        thinking = self.mode == "think"
+        behind = sum(backend.sequence_length(0, thinking, **one) for one in asked[1:])
+        lengths = [backend.sequence_length(tokens, thinking, **asked[0]) + behind for tokens in visual]
+        copies = 1 if self.mode == "score" else self.sampling.num_samples
+        options = {"copies": copies, "tokens": self.batch_tokens, "alone": self.deterministic}
+        for batch, outcome in self._batches.run(backend, lengths, visual, work, **options):
+            if isinstance(outcome, TooLarge):
+                height, width = pixels[batch[0]].shape[-2:]
+                outcome = ImageError(
+                    f"{width}x{height} pixels do not fit into the free memory even alone; lower max_pixels, "
+                    "load the weights with fewer bits (dtype, quantization), or free memory"
                 )
-                continue
-            if self._fitting_tokens is None:
-                warnings.warn(
-                    f"{len(batch)} pictures at once do not fit into the free memory: going on with smaller batches. "
-                    "batch_tokens sets their size. This is said once.",
-                    UserWarning,
-                    stacklevel=4,
-                )
-            middle = len(batch) // 2
-            self._fitting_tokens = tokens * middle * (1 if self.mode == "score" else self.sampling.num_samples)
-            halves += [batch[middle:], batch[:middle]]
-
-    def _run_apart(
-        self, images: int, run: Callable[[list[int]], Outcome], at_a_time: int
-    ) -> Iterator[tuple[list[int], Outcome | ImageError]]:
-        """Each image alone, several at a time, as they are done: for a model that waits for answers from elsewhere."""
-        graph = torch.is_grad_enabled()
-
-        def run_one(index: int) -> Outcome:
-            with torch.set_grad_enabled(graph):  # which each thread has for itself
-                return run([index])
-
-        pool = ThreadPoolExecutor(at_a_time, thread_name_prefix="vqr1-scoring")
-        futures = {pool.submit(run_one, index): index for index in range(images)}
-        try:
-            for future in as_completed(futures):
-                try:
-                    yield [futures[future]], future.result()
-                except ImageFailed as error:
-                    yield [futures[future]], ImageError(str(error))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if not all(future.done() for future in futures):  # an error of the whole, or Ctrl-C
-                self.backend.cancel()
-            pool.shutdown()
-
-    def _backend_distributions(
-        self, pixels: Sequence[Tensor], replies: Sequence[str] | None = None
-    ) -> ScoreDistribution:
-        return self.backend.distributions(pixels, self.pixel_config, replies=replies)
-
-    def _score_batch(self, names: list[str], pixels: list[Tensor]) -> list[ImageScore]:
-        with torch.no_grad():
-            if self.mode == "score":
-                distributions = self._backend_distributions(pixels).to("cpu")
-                return [ImageScore.of(name, distributions[i]) for i, name in enumerate(names)]
-            thinking = self.mode == "think" or self.thinking
-            replies = self.backend.sample_replies(
-                pixels, self.pixel_config, self.sampling, thinking=thinking, add_vision_id=self.add_vision_id
-            )
-            read = self._read_thoughts if self.mode == "think" else _read_samples
-            return [read(name, image, texts) for name, image, texts in zip(names, pixels, replies, strict=True)]
-
-    def _read_thoughts(self, name: str, image: Tensor, texts: list[str]) -> ImageScore:
-        """The mixture of the distributions read out after each reasoning that came to an end."""
-        ends = [_before_answer(text) for text in texts]
-        finished = [end for end in ends if end is not None]
-        replies = [ParsedReply(float("nan"), "the reasoning did not come to an end", text.strip()) for text in texts]
-        if not finished:
-            return ImageScore.failed(
-                name, f"none of {len(texts)} sampled reasonings came to an end (</think>)", replies
-            )
-        distributions = self._backend_distributions([image] * len(finished), finished).to("cpu")
-        means = iter(distributions.mean.tolist())
-        for i, end in enumerate(ends):
-            if end is not None:
-                replies[i] = ParsedReply(next(means), None, parse_reply(texts[i]).reasoning)
-        return ImageScore.of(name, distributions.mixture(), replies)
-
-    def _warn_if_unreliable(self, results: Sequence[ImageScore]) -> None:
-        low = [r for r in results if r.error is None and not r.reliable]
-        if low and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{low[0].name}: only {low[0].coverage:.0%} of the model's answers would be a score and "
-                f"{low[0].tag_probability:.0%} of its replies would open with the answer tag (below "
-                f"{LOW_RELIABILITY:.0%}): was this model trained for the question? Every result carries both "
-                "as coverage and tag_probability.",
-                UserWarning,
-                stacklevel=4,
-            )
-
-
-_DISTRIBUTION_FIELDS = ("probabilities", "coverage", "tag_probability")
-
-
-def _before_answer(text: str) -> str | None:
-    """A sampled reply up to its answer tag; with a reasoning that ended but no tag, up to where the tag belongs."""
-    thought_end = text.rfind("</think>")
-    if thought_end < 0:
-        return None
-    tag = text.rfind("<answer>")
-    return text[:tag] if tag > thought_end else text[: thought_end + len("</think>")] + "\n"
-
-
-def _read_samples(name: str, image: Tensor, texts: list[str]) -> ImageScore:
-    """The empirical distribution of the scores that the sampled replies state."""
-    replies = [parse_reply(text) for text in texts]
-    scores = torch.tensor([reply.score for reply in replies], dtype=torch.float64)
-    if not bool(torch.isfinite(scores).any()):
-        return ImageScore.failed(
-            name, f"none of {len(texts)} sampled replies held a score ({replies[0].reason})", replies
-        )
-    distribution = ScoreDistribution.from_samples(scores)
-    tagged = torch.tensor(sum("<answer>" in text for text in texts) / len(texts), dtype=scores.dtype)
-    return ImageScore.of(name, ScoreDistribution(distribution.probabilities, distribution.coverage, tagged), replies)
+            yield batch, outcome

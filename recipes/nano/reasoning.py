@@ -40,6 +40,7 @@ from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.images import SUFFIXES, load_image
 from vqr1_metric.images.distortions import DISTORTIONS, LEVELS, distort
+from vqr1_metric.protocol import VISUALQUALITY_R1
 from vqr1_metric.train_ranker.data import read_data
 from vqr1_metric.train_ranker.ratings import split_validation
 
@@ -79,7 +80,7 @@ class TokenReader:
     def __init__(self, loaded: LoadedModel) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         backend = TransformersBackend(ModelSpec("reasoning"), loaded)
-        self.prompts = {thinking: backend._prompt(thinking, False) for thinking in (False, True)}
+        self.prompts = {thinking: backend._prompts.segments(VISUALQUALITY_R1, thinking) for thinking in (False, True)}
         self.trie = build_answer_trie(self.tokenizer, ("",))
         self._positions: dict[tuple, Tensor] = {}
 

@@ -123,8 +123,8 @@ def test_replies_about_one_picture_share_its_pass(tiny_model, pictures, attentio
         apart = backend.distributions([picture.clone() for _ in thoughts], small(backend), replies=thoughts)
         towers.clear()
         seen = []
-        inputs = backend._inputs
-        monkeypatch.setattr(backend, "_inputs", lambda x, *a, **k: seen.append(len(x)) or inputs(x, *a, **k))
+        rows = backend._rows
+        monkeypatch.setattr(backend, "_rows", lambda x, *a, **k: seen.append(len(x)) or rows(x, *a, **k))
         shared = backend.distributions([picture] * 3, small(backend), replies=thoughts)
     assert towers == [1] and seen == [1]
     torch.testing.assert_close(shared.probabilities, apart.probabilities, atol=tolerance, rtol=0)

@@ -62,7 +62,7 @@ def test_readout_of_training_equals_that_of_scoring(model, tmp_path: Path) -> No
     with torch.no_grad():
         mine, _, _ = forward(images, forward.answers(torch.tensor([3.0, 4.25])))
     scorer = QualityScorer(str(folder))
-    scorer.backend.__dict__["trie"] = forward.trie  # a random model uses all spellings, training knows the plain one
+    scorer.backend.use_trie(forward.trie)  # a random model uses all spellings, training knows the plain one
     theirs = scorer.distributions(list(images))
     torch.testing.assert_close(mine.probabilities, theirs.probabilities, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(mine.tag_probability, theirs.tag_probability, atol=1e-5, rtol=1e-3)

@@ -244,7 +244,7 @@ def tiny_backend(folder: Path) -> TransformersBackend:
         optimizer.step()
         optimizer.zero_grad()
     model.requires_grad_(False).eval()
-    backend.__dict__["trie"] = backend.full_trie
+    backend.use_trie(backend.full_trie)
     return backend
 
 

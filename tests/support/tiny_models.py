@@ -16,6 +16,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+#: Qwen3.5-VL: half of its layers have linear attention.
+HYBRID = "qwen3_5"
 
 # Qwen2's pre-tokenizer: every digit is a word, punctuation takes the line breaks that follow it.
 _WORDS = (
@@ -83,8 +85,8 @@ def build_tiny_model(
     tie_word_embeddings: bool = False,
 ) -> Path:
     """Write a checkpoint folder of one of ``FAMILIES`` and return its path; the same seed gives the same weights."""
-    if family not in FAMILIES:
-        raise ValueError(f"Expected family to be one of {FAMILIES} but got {family!r}.")
+    if family not in (*FAMILIES, HYBRID):
+        raise ValueError(f"Expected family to be one of {(*FAMILIES, HYBRID)} but got {family!r}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_str(_tokenizer_json(family))
@@ -114,7 +116,7 @@ def _draw_weights(model: torch.nn.Module, generator: torch.Generator) -> None:
 
 def _config(family: str, tokenizer: Tokenizer, tie_word_embeddings: bool):
     token = tokenizer.token_to_id
-    sections = {"qwen2_vl": [2, 3, 3], "qwen2_5_vl": [2, 3, 3], "qwen3_vl": [3, 3, 2]}[family]
+    sections = {"qwen2_vl": [2, 3, 3], "qwen2_5_vl": [2, 3, 3], "qwen3_vl": [3, 3, 2], HYBRID: [3, 3, 2]}[family]
     text = {
         "vocab_size": tokenizer.get_vocab_size(),
         "hidden_size": 64,
@@ -139,7 +141,14 @@ def _config(family: str, tokenizer: Tokenizer, tie_word_embeddings: bool):
     else:
         text |= {"head_dim": 16}
         vision |= {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "patch_size": 16}
-        vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+        vision |= {"num_position_embeddings": 64}
+        if family == HYBRID:
+            text["rope_parameters"] |= {"partial_rotary_factor": 1.0}
+            text |= {"layer_types": ["linear_attention", "full_attention"], "linear_conv_kernel_dim": 4}
+            text |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
+            text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        else:
+            vision |= {"deepstack_visual_indexes": [0, 1]}
     return CONFIG_MAPPING[family](
         text_config=text,
         vision_config=vision,
@@ -172,13 +181,13 @@ def _tokenizer_json(family: str) -> str:
     )
     tokenizer.train_from_iterator([_CORPUS] * 2, trainer)
     tokenizer.add_special_tokens(list(_SPECIAL))
-    if family == "qwen3_vl":  # Qwen3 has the two tags as tokens of their own, not special ones
+    if family in ("qwen3_vl", HYBRID):  # Qwen3 has the two tags as tokens of their own, not special ones
         tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in ("<think>", "</think>")])
     return tokenizer.to_str()
 
 
 def _side_files(family: str, tokenizer: Tokenizer) -> dict[str, object]:
-    qwen3 = family == "qwen3_vl"
+    qwen3 = family in ("qwen3_vl", HYBRID)
     clip = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
     half = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     # As released: Qwen2-VL and Qwen2.5-VL name the limits min_pixels and max_pixels, Qwen3-VL only size.
@@ -186,6 +195,7 @@ def _side_files(family: str, tokenizer: Tokenizer) -> dict[str, object]:
     if not qwen3:
         limits = {"min_pixels": 3136, "max_pixels": 12845056}
     processor = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+    processor[HYBRID] = "Qwen3VLProcessor"
     return {
         "preprocessor_config.json": {
             "image_processor_type": "Qwen2VLImageProcessorFast" if qwen3 else "Qwen2VLImageProcessor",

@@ -13,6 +13,9 @@ from torch import Tensor
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution
 
+#: What a question is about: one image ``(3, H, W)``, or several.
+Asked = Tensor | tuple[Tensor, ...]
+
 
 class ModelError(ValueError):
     """A model that cannot be found, loaded or used; the message says what to do."""

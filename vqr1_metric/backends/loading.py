@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EMBEDDED", "TREE_ATTENTION", "LoadedModel", "ModelSpec", "SharedModel", "cached", "load_model", "shared"]
 
-SUPPORTED_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+SUPPORTED_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 
 @dataclass

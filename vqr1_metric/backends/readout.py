@@ -1,25 +1,27 @@
-"""One forward pass, the whole score distribution: the answer trie.
+"""One forward pass, the whole distribution over a closed set of answers: the answer trie.
 
-The replies of interest are known beforehand: ``<answer>``, a score d, d.d or d.dd from 1 to 5, and the closing tag.
-Tokenised with the model's own tokenizer they form a small tree. Its inner nodes are appended to the prompt; an
-attention mask lets every node see the prompt and its own ancestors only, and its position is that of its depth. The
-logits at the last prompt token and at the nodes then hold the probability of every branch, hence of every score,
-without decoding a single token.
+The replies of interest are known beforehand: an opening (``<answer>``), one of the answers (a score d, d.d or d.dd from
+1 to 5), and perhaps a closing. Tokenised with the model's own tokenizer they form a small tree. Its inner nodes are
+appended to the prompt; an attention mask lets every node see the prompt and its own ancestors only, and its position is
+that of its depth. The logits at the last prompt token and at the nodes then hold the probability of every branch, hence
+of every answer, without decoding a single token. Answers of one token that follow a given opening need no node at all.
 
-What P(score) means. Let the reply begin with the tag; all probabilities are given that.
+What P(answer) means. Let the reply begin with the opening; all probabilities are given that.
 
-- d.dd: the mass of all replies that begin so, whatever follows the second decimal.
-- d and d.d: the mass of replies in which the closing tag begins right after the number (its first ``<``), so that "3"
-  is not counted again with 3.4 or 3.42. 3, 3.0 and 3.00 are one score, their masses add up.
+- An answer that is not the beginning of another one, such as d.dd: the mass of all replies that begin so, whatever
+  follows.
+- Any other: the mass of replies in which the closing begins right after it (its first ``<``), so that "3" is not
+  counted again with 3.4 or 3.42. 3, 3.0 and 3.00 are one score, their masses add up.
 - 5.01 to 5.99, 0.x, words and unusual spellings lie outside; what lies inside adds up to ``coverage``.
 
-A *spelling* is the blank space around the number: none, a blank, or a line break.
+A *spelling* is the blank space before the answer: none, a blank, or a line break.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +29,12 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from vqr1_metric.backends.windows import replace_forward
-from vqr1_metric.functional.distribution import GRID_SIZE, STEPS_PER_UNIT, ScoreDistribution
+from vqr1_metric.functional.distribution import ScoreDistribution
+from vqr1_metric.protocol import VISUALQUALITY_R1, Question, score_texts
 
-OPENING, CLOSING = "<answer>", "</answer>"
-SPELLINGS: tuple[str, ...] = ("", " ", "\n")
+__all__ = ["SPELLINGS", "AnswerTrie", "ReadoutError", "build_answer_trie", "read_distribution", "score_texts"]
+
+SPELLINGS: tuple[str, ...] = VISUALQUALITY_R1.spellings
 #: Spellings that hold less than this share of the tag's mass on the calibration picture are dropped from the trie.
 NEGLIGIBLE = 1e-4
 
@@ -52,9 +56,12 @@ class AnswerTrie:
         parents: row of each node's parent, shape ``(nodes,)``.
         depths: how many tokens after the prompt each node stands, from 1, shape ``(nodes,)``.
         leaf_rows, leaf_tokens, leaf_scores, leaf_spellings: each leaf is a token read off the logits of a row; its
-            score is a grid index, its spelling an index into ``spellings``.
-        tag_rows, tag_tokens: the tokens that complete the opening tag, and where they are read.
-        spellings: blank space around the number that the trie knows.
+            score is an index into the question's values, its spelling an index into ``spellings``.
+        tag_rows, tag_tokens: the tokens that complete the opening, and where they are read; none where the prompt ends
+            with the opening.
+        spellings: blank space before the answer that the trie knows.
+        prefix: tokens of the opening that are given, to be written behind the prompt.
+        question: whose answers these are.
     """
 
     tokens: Tensor
@@ -67,6 +74,8 @@ class AnswerTrie:
     tag_rows: Tensor
     tag_tokens: Tensor
     spellings: tuple[str, ...]
+    prefix: tuple[int, ...] = ()
+    question: Question = VISUALQUALITY_R1
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -80,73 +89,80 @@ class AnswerTrie:
         return seen
 
 
-def score_texts() -> list[tuple[str, int]]:
-    """Every number of the grammar with its grid index: 5 as d, 41 as d.d, 401 as d.dd."""
-    texts = []
-    for index in range(GRID_SIZE):
-        whole, hundredths = divmod(index + STEPS_PER_UNIT, STEPS_PER_UNIT)
-        texts.append((f"{whole}.{hundredths:02d}", index))
-        if hundredths % 10 == 0:
-            texts.append((f"{whole}.{hundredths // 10}", index))
-        if hundredths == 0:
-            texts.append((str(whole), index))
-    return texts
-
-
-def build_answer_trie(tokenizer, spellings: Sequence[str] = SPELLINGS) -> AnswerTrie:
+def build_answer_trie(
+    tokenizer: Any, spellings: Sequence[str] | None = None, question: Question = VISUALQUALITY_R1
+) -> AnswerTrie:
     """Build the trie from a (fast) tokenizer.
 
+    Args:
+        tokenizer: with ``encode`` and ``decode``.
+        spellings: of the question's, those to build; None for all.
+        question: whose answers to read.
+
     Raises:
-        ReadoutError: if a token straddles the end of a d.dd score, so that its prefix mass cannot be read, or if the
-            tokenizer does not reproduce the text.
+        ReadoutError: if a token straddles the end of an answer, so that its mass cannot be read, or if the tokenizer
+            does not reproduce the text.
     """
-    paths, tags = {}, set()
+    spellings = tuple(question.spellings if spellings is None else spellings)
+    paths: dict[tuple[int, ...], tuple[int, int]] = {}
+    tags: set[tuple[int, ...]] = set()
     for spelling_index, spelling in enumerate(spellings):
-        for text, score in score_texts():
-            has_two_decimals = len(text) == 4
-            # A number of d or d.d may be closed with its own spelling's blank or with none.
-            for before_close in {spelling, ""} if not has_two_decimals else {""}:
-                reply = OPENING + spelling + text + before_close + CLOSING
-                tokens, ends = _tokenise(tokenizer, reply)
-                tags.add(tuple(tokens[: _tokens_until(ends, len(OPENING))]))
-                if has_two_decimals:
-                    length = len(OPENING + spelling + text)
-                    path = tokens[: _tokens_until(ends, length)]
-                    if ends[len(path) - 1] != length:
-                        raise ReadoutError(
-                            f"This tokenizer joins the end of the score {text} with what follows it, so its score "
-                            "distribution cannot be read in one pass. Use mode='sample'."
-                        )
-                else:
-                    path = tokens[: _tokens_until(ends, len(OPENING + spelling + text + before_close) + 1)]
-                paths[tuple(path)] = (score, spelling_index)
+        for text, value in question.texts():
+            whole = text not in question.beginnings
+            # An answer that has to be closed may be so with its own spelling's blank or with none.
+            for before_close in {""} if whole else {spelling, ""}:
+                answered = question.opening + spelling + text + before_close
+                tokens, ends = _tokenise(tokenizer, answered + question.closing)
+                tags.add(tuple(tokens[: _tokens_until(ends, len(question.opening))]))
+                path = tokens[: _tokens_until(ends, len(answered) + (not whole))]
+                if whole and ends[len(path) - 1] != len(answered):
+                    raise ReadoutError(
+                        f"This tokenizer joins the end of the {'score' if question.reads_scores else 'answer'} {text} "
+                        "with what follows it, so its distribution cannot be read in one pass. Use mode='sample'."
+                    )
+                paths[tuple(path)] = (value, spelling_index)
 
-    leaves, rows, nodes = [], {(): 0}, []
+    given = _common_beginning(tags, paths) if question.opening_given else 0
+    prefix = next(iter(paths))[:given]
+    leaves: list[tuple[int, int, int, int]] = []
+    nodes: list[tuple[int, int, int]] = []
+    rows: dict[tuple[int, ...], int] = {(): 0}
 
-    def row_of(prefix: tuple[int, ...]) -> int:
-        if prefix not in rows:
-            parent = row_of(prefix[:-1])
-            nodes.append((prefix[-1], parent, len(prefix)))
-            rows[prefix] = len(nodes)
-        return rows[prefix]
+    def row_of(path: tuple[int, ...]) -> int:
+        if path not in rows:
+            parent = row_of(path[:-1])
+            nodes.append((path[-1], parent, len(path)))
+            rows[path] = len(nodes)
+        return rows[path]
 
-    for path, (score, spelling_index) in paths.items():
-        leaves.append((row_of(path[:-1]), path[-1], score, spelling_index))
-    overlapping = [path for path in paths if path in rows]
+    for path, (value, spelling_index) in paths.items():
+        leaves.append((row_of(path[given:-1]), path[-1], value, spelling_index))
+    overlapping = [path for path in paths if path[given:] in rows]
     if overlapping:
         raise ReadoutError(
             f"This tokenizer gives one score the tokens {list(overlapping[0])} that begin another, so they cannot be "
             "told apart in one pass. Use mode='sample'."
         )
-    tag_reads = [(row_of(tag[:-1]), tag[-1]) for tag in sorted(tags)]
-    columns = [
-        torch.tensor(column)
-        for column in (*zip(*nodes, strict=True), *zip(*leaves, strict=True), *zip(*tag_reads, strict=True))
-    ]
-    return AnswerTrie(*columns, spellings=tuple(spellings))
+    tag_reads = [(row_of(tag[given:-1]), tag[-1]) for tag in sorted(tags) if len(tag) > given]
+    return AnswerTrie(
+        *_columns(nodes, 3), *_columns(leaves, 4), *_columns(tag_reads, 2), spellings, tuple(prefix), question
+    )
 
 
-def _tokenise(tokenizer, text: str) -> tuple[list[int], list[int]]:
+def _common_beginning(tags: set[tuple[int, ...]], paths: Iterable[tuple[int, ...]]) -> int:
+    """How many tokens all openings have in common, but for the last token of any answer."""
+    most = min(*(len(path) - 1 for path in paths), *map(len, tags))
+    first, *others = tags
+    while any(tag[:most] != first[:most] for tag in others):
+        most -= 1
+    return most
+
+
+def _columns(rows: Sequence[tuple[int, ...]], count: int) -> list[Tensor]:
+    return [torch.tensor([row[column] for row in rows], dtype=torch.long) for column in range(count)]
+
+
+def _tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     """Token ids, and for each the number of characters of ``text`` that it and those before it cover."""
     tokens = tokenizer.encode(text, add_special_tokens=False)
     ends = [len(tokenizer.decode(tokens[: i + 1], clean_up_tokenization_spaces=False)) for i in range(len(tokens))]
@@ -159,7 +175,7 @@ def _tokenise(tokenizer, text: str) -> tuple[list[int], list[int]]:
 
 
 def _tokens_until(ends: list[int], length: int) -> int:
-    return next(count for count, end in enumerate(ends, start=1) if end >= length)
+    return next((count for count, end in enumerate([0, *ends]) if end >= length))
 
 
 def tree_attention(prompt_mask: Tensor, trie: AnswerTrie) -> Tensor:
@@ -180,6 +196,35 @@ def tree_attention(prompt_mask: Tensor, trie: AnswerTrie) -> Tensor:
     mask[prompt:, prompt:] = trie.ancestors().to(mask.device)
     visible = torch.cat([prompt_mask.bool(), prompt_mask.new_ones(batch, len(trie), dtype=torch.bool)], dim=1)
     return (mask & visible[:, None, :] | torch.eye(total, dtype=torch.bool, device=mask.device))[:, None]
+
+
+def suffix_attention(seen: Tensor, suffix: int, tries: Sequence[AnswerTrie], nodes: int) -> Tensor:
+    """Who sees whom where a remembered prompt goes on: text, left-padded, then the nodes of a trie, right-padded.
+
+    Args:
+        seen: ``(R, P + suffix)``, true at tokens, false at padding, of the remembered prompt and the text.
+        suffix: length of the text.
+        tries: of each row.
+        nodes: how many nodes each row has room for.
+
+    Returns:
+        Boolean ``(R, 1, suffix + nodes, P + suffix + nodes)``.
+    """
+    prompt, rows = seen.shape[1] - suffix, suffix + nodes
+    masks: dict[int, Tensor] = {}
+    for trie in tries:
+        if id(trie) not in masks:
+            mask = torch.zeros(rows, prompt + rows, dtype=torch.bool)
+            mask[:, :prompt] = True
+            mask[:suffix, prompt : prompt + suffix] = torch.ones(suffix, suffix, dtype=torch.bool).tril()
+            mask[suffix : suffix + len(trie), prompt : prompt + suffix] = True
+            start, end = suffix, suffix + len(trie)
+            mask[start:end, prompt + start : prompt + end] = trie.ancestors()
+            masks[id(trie)] = mask
+    visible = pad(seen, (0, nodes), value=True)
+    of_rows = torch.stack([masks[id(trie)] for trie in tries]).to(seen.device)
+    itself = pad(torch.eye(rows, dtype=torch.bool, device=seen.device), (prompt, 0))
+    return (of_rows & visible[:, None, :] | itself)[:, None]
 
 
 def read_rows_of(layer: torch.nn.Module) -> bool:
@@ -218,12 +263,16 @@ def read_distribution(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -
         head: the language model head.
 
     Returns:
-        Distributions with leading shape ``(B,)``, in float32 or wider.
+        Distributions with leading shape ``(B,)``, in float32 or wider, over the values of the trie's question.
     """
+    question = trie.question
     leaf_log_probs, tag_log_prob = _leaf_log_probabilities(hidden, head, trie)
     given_tag = leaf_log_probs - tag_log_prob[:, None]
-    log_probs = _grouped_logsumexp(given_tag, trie.leaf_scores, GRID_SIZE)
-    return ScoreDistribution.from_log_probabilities(log_probs, tag_log_prob.exp())
+    log_probs = _grouped_logsumexp(given_tag, trie.leaf_scores, len(question.values))
+    tag = torch.ones_like(tag_log_prob) if question.opening_given else tag_log_prob.exp()
+    if question.reads_scores:
+        return ScoreDistribution.from_log_probabilities(log_probs, tag)
+    return ScoreDistribution.from_log_probabilities(log_probs, tag, question.values, question.labels)
 
 
 def spelling_shares(hidden: Tensor, head: torch.nn.Module, trie: AnswerTrie) -> Tensor:
@@ -250,11 +299,13 @@ def _leaf_log_probabilities(hidden: Tensor, head: torch.nn.Module, trie: AnswerT
 
     node_step = step(node_rows, node_columns)
     # Log-probability of reaching each row: every node adds its own step to its parent's, ancestors first.
-    reached = [torch.zeros_like(node_step[:, 0])]
+    reached = [normaliser.new_zeros(len(normaliser))]
     for node, parent in enumerate(trie.parents.tolist()):
         reached.append(reached[parent] + node_step[:, node])
     reached = torch.stack(reached, dim=1)
-    tag_log_prob = torch.logsumexp(reached[:, tag_rows] + step(tag_rows, tag_columns), dim=1)
+    tag_log_prob = reached[:, 0]
+    if len(tag_rows):
+        tag_log_prob = torch.logsumexp(reached[:, tag_rows] + step(tag_rows, tag_columns), dim=1)
     return reached[:, leaf_rows] + step(leaf_rows, leaf_columns), tag_log_prob
 
 

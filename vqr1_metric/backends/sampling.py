@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from inspect import signature
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
 from vqr1_metric.backends.base import Sampling
-
-
-@cache
-def cache_argument(model_class: type[torch.nn.Module]) -> str:
-    """What a model calls its keys and values: ``cache`` since transformers 5.24, ``past_key_values`` before."""
-    return "cache" if "cache" in signature(model_class.forward).parameters else "past_key_values"
-
-
-def with_cache(model: torch.nn.Module, memory: Cache) -> dict[str, Any]:
-    """Arguments of a call that continues from ``memory`` and adds to it."""
-    return {cache_argument(type(model)): memory, "use_cache": True}
+from vqr1_metric.backends.inputs import with_cache
 
 
 @torch.no_grad()

@@ -1,48 +1,48 @@
-"""The model in this process, through Hugging Face transformers: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
+"""The model in this process, through Hugging Face transformers: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5-VL."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import DynamicCache
 
-from vqr1_metric.backends import packing
-from vqr1_metric.backends.base import ModelError, Sampling
+from vqr1_metric.backends.base import Asked, ModelError, Sampling
+from vqr1_metric.backends.batches import MOST_TOKENS, fitting_tokens, tower_widths
 from vqr1_metric.backends.cpu import fast_products
 from vqr1_metric.backends.files import digest_of, digest_of_tensors, preprocessor_digest
+from vqr1_metric.backends.inputs import PromptWriter, continued, left_pad, pad_positions
 from vqr1_metric.backends.loading import LoadedModel, ModelSpec, cached, load_model
+from vqr1_metric.backends.passes import TreePasses
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
 from vqr1_metric.backends.readout import (
     NEGLIGIBLE,
-    SPELLINGS,
     AnswerTrie,
     build_answer_trie,
     read_distribution,
-    read_rows_of,
     spelling_shares,
-    tree_attention,
 )
-from vqr1_metric.backends.sampling import sample_tokens, with_cache
+from vqr1_metric.backends.sampling import sample_tokens
 from vqr1_metric.functional.distribution import ScoreDistribution
-from vqr1_metric.protocol import messages
+from vqr1_metric.protocol import VISUALQUALITY_R1, Question
 
-#: More tokens at once fill no GPU better.
-_MOST_TOKENS = 16_384
-#: Positions of prompts with pictures of so many different sizes are kept.
-_KEPT_POSITIONS = 256
+#: Tries of so many questions are kept.
+_KEPT_TRIES = 64
 
 
 class TransformersBackend:
     """A loaded model as a :class:`~vqr1_metric.backends.base.ScoringBackend`.
 
     Threads may share it, and the model: their calls wait for each other.
+
+    Of the model it needs what the Qwen-VL classes of transformers have: ``model.model`` with ``visual``,
+    ``language_model.layers``, ``get_rope_index`` and a forward that takes ``pixel_values``, ``image_grid_thw``,
+    ``mm_token_type_ids``, positions ``(3, B, L)``, a cache, and a mask of four dimensions where all layers have full
+    attention. Where some have not (Qwen3.5-VL), trees are read level by level from a cache instead.
     """
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel | None = None) -> None:
@@ -55,15 +55,16 @@ class TransformersBackend:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self._chat_template = loaded.chat_template
-        self._prompts: dict[tuple[bool, bool], tuple[list[int], list[int]]] = {}
-        self._positions: dict[tuple, Tensor] = {}
+        self._tries: dict[tuple[Question, bool], AnswerTrie] = {}
         self._lock = _lock_of(self.model)
         self._home = self.device
         # Quantised and spread-out models stay where they are: transformers refuses to move them.
         self._movable = not (spec.quantization or spec.device_map)
         config = self.model.config
-        self._cuts_rows = read_rows_of(self.model.model.language_model.layers[-1])
         self._image_token = config.image_token_id
+        self._prompts = PromptWriter(
+            self.tokenizer, loaded.chat_template, self.model.model, self._image_token, self.model_id
+        )
         self._never_sampled = [
             token
             for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -72,6 +73,7 @@ class TransformersBackend:
         self._end_tokens = _as_list(self.model.generation_config.eos_token_id) or [self.tokenizer.eos_token_id]
         pad = self.tokenizer.pad_token_id
         self._pad_token = self._end_tokens[0] if pad is None else pad
+        self._passes = TreePasses(self.model, self._pad_token, self._image_token)
 
     def __reduce__(self):
         if self._spec is None:
@@ -106,7 +108,7 @@ class TransformersBackend:
         """Tokens of one forward pass that suit the device and, on CUDA, the memory that is free now."""
         device = self.device
         if device.type != "cuda":
-            return 2_048 if device.type == "cpu" else _MOST_TOKENS
+            return 2_048 if device.type == "cpu" else MOST_TOKENS
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # held, but free to torch
         free = torch.cuda.mem_get_info(device)[0] + unused
         return fitting_tokens(free, self.model.config, self.model.dtype.itemsize)
@@ -119,9 +121,9 @@ class TransformersBackend:
         Larger ones leave the caches, and their memory goes back to the system and is cleared again in every layer.
         """
         if self.device.type != "cpu":
-            return _MOST_TOKENS
+            return MOST_TOKENS
         vision = self.model.config.vision_config
-        row = vision.spatial_merge_size**2 * _tower_widths(vision)[1] * self.model.dtype.itemsize
+        row = vision.spatial_merge_size**2 * tower_widths(vision)[1] * self.model.dtype.itemsize
         return max(1, (4 << 20) // row)
 
     def offload(self) -> None:
@@ -138,41 +140,101 @@ class TransformersBackend:
             if self._movable and self.device != self._home:
                 self.model.to(self._home)
 
-    @cached_property
-    @torch.inference_mode(False)  # it is kept, and a later call may need gradients
+    @property
     def full_trie(self) -> AnswerTrie:
-        """The trie with every spelling."""
-        return build_answer_trie(self.tokenizer)
+        """The trie of VisualQuality-R1's question with every spelling."""
+        return self._trie(VISUALQUALITY_R1, every_spelling=True)
 
-    @cached_property
-    @torch.inference_mode(False)
+    @property
     def trie(self) -> AnswerTrie:
-        """The trie without the spellings this model does not use.
+        """The trie of VisualQuality-R1's question without the spellings this model does not use."""
+        return self._trie(VISUALQUALITY_R1)
+
+    def use_trie(self, trie: AnswerTrie, question: Question = VISUALQUALITY_R1) -> None:
+        """Read a question by this trie, whatever spellings the model uses."""
+        self._tries[question, False] = trie
+
+    @torch.inference_mode(False)  # it is kept, and a later call may need gradients
+    def _trie(self, question: Question, every_spelling: bool = False) -> AnswerTrie:
+        """The trie of a question's answers, without the spellings that this model does not use.
 
         Decided once, on a fixed picture, so that a score never depends on which pictures came first. What is dropped
         stays out of ``coverage``.
         """
-        with self._lock, torch.no_grad():
-            hidden = self._tree_hidden([_calibration_picture()], self.pixel_config, self.full_trie, None)
-            shares = spelling_shares(hidden, self.model.get_output_embeddings(), self.full_trie).tolist()
-        largest = max(shares)
-        kept = tuple(s for s, share in zip(SPELLINGS, shares, strict=True) if share >= NEGLIGIBLE * largest)
-        return build_answer_trie(self.tokenizer, kept) if len(kept) < len(SPELLINGS) else self.full_trie
+        every_spelling |= len(question.spellings) == 1
+        if every_spelling:  # then the tree depends on the answers alone
+            question = replace(question, text="any", thinking_text=None, system=None)
+        key = (question, every_spelling)
+        with self._lock:
+            found = self._tries.get(key)
+            if found is None:
+                found = (
+                    build_answer_trie(self.tokenizer, None, question) if every_spelling else self._calibrated(question)
+                )
+                if len(self._tries) >= _KEPT_TRIES:
+                    self._tries.clear()
+                self._tries[key] = found
+            return found
 
-    def sequence_length(self, visual_tokens: int, thinking: bool) -> int:
+    def _calibrated(self, question: Question) -> AnswerTrie:
+        full = self._trie(question, every_spelling=True)
+        picture = (_calibration_picture(),) * question.images
+        with torch.no_grad():
+            hidden = self._tree_hidden([picture], self.pixel_config, full, None, [question])
+            shares = spelling_shares(hidden, self.model.get_output_embeddings(), full).tolist()
+        largest = max(shares)
+        if not math.isfinite(largest):
+            raise ModelError(f"{self.model_id}: its probabilities are not finite: are the weights damaged?")
+        kept = tuple(s for s, share in zip(full.spellings, shares, strict=True) if share >= NEGLIGIBLE * largest)
+        return build_answer_trie(self.tokenizer, kept, question) if len(kept) < len(full.spellings) else full
+
+    def sequence_length(self, visual_tokens: int, thinking: bool, question: Question = VISUALQUALITY_R1) -> int:
         """Tokens one picture costs in :meth:`distributions`."""
-        before, after = self._prompt(thinking, False)
-        return len(before) + visual_tokens + len(after) + len(self.full_trie if thinking else self.trie)
+        segments = self._prompts.segments(question, thinking)
+        trie = self._trie(question, every_spelling=thinking)
+        return sum(map(len, segments)) + visual_tokens + len(trie.prefix) + len(trie)
 
     def distributions(
-        self, images: Sequence[Tensor], pixel_config: PixelConfig, *, replies: Sequence[str] | None = None
+        self,
+        images: Sequence[Asked],
+        pixel_config: PixelConfig,
+        *,
+        replies: Sequence[str] | None = None,
+        question: Question | Sequence[Question] = VISUALQUALITY_R1,
     ) -> ScoreDistribution:
-        """Score distributions in one forward pass, leading shape ``(B,)``; differentiable if grad is enabled."""
+        """Distributions in one forward pass, leading shape ``(B,)``; differentiable if grad is enabled."""
+        questions = [question] * len(images) if isinstance(question, Question) else list(question)
         with self._lock:
-            trie = self.trie if replies is None else self.full_trie
-            hidden = self._tree_hidden(images, pixel_config, trie, replies)
+            trie = self._trie(questions[0], every_spelling=replies is not None)
+            hidden = self._tree_hidden(images, pixel_config, trie, replies, questions)
             with torch.autocast(hidden.device.type, enabled=False):
                 return read_distribution(hidden, self.model.get_output_embeddings(), trie)
+
+    def ask(
+        self, images: Sequence[Tensor], questions: Sequence[Question | Sequence[Question]], pixel_config: PixelConfig
+    ) -> list[ScoreDistribution]:
+        """Several questions about each picture, which goes through the model once up to where they differ.
+
+        Args:
+            images: B of them.
+            questions: each one for all images, or B of them with the same answers.
+            pixel_config: see :meth:`distributions`.
+
+        Returns:
+            For each question distributions of leading shape ``(B,)``.
+        """
+        rows = [[q] * len(images) if isinstance(q, Question) else list(q) for q in questions]
+        with self._lock, torch.autocast(self.device.type, enabled=False), fast_products():
+            tries = [self._trie(row[0]) for row in rows]
+            begins = {tuple(self._prompts.segments(q, False)[0]) for row in rows for q in row}
+            alike = len(begins) == 1 and self._passes.full_attention and all(row[0].images == 1 for row in rows)
+            if not alike or len(rows) == 1:
+                pairs = zip(rows, tries, strict=True)
+                hidden = [self._tree_hidden(images, pixel_config, trie, None, row) for row, trie in pairs]
+            else:
+                hidden = self._shared_hidden(images, rows, pixel_config, tries)
+            head = self.model.get_output_embeddings()
+            return [read_distribution(one, head, trie) for one, trie in zip(hidden, tries, strict=True)]
 
     def sample_replies(
         self,
@@ -182,10 +244,11 @@ class TransformersBackend:
         *,
         thinking: bool,
         add_vision_id: bool,
+        question: Question = VISUALQUALITY_R1,
     ) -> list[list[str]]:
         """K sampled replies for each picture; reply k depends on the picture, the seed and k alone."""
         with self._lock, torch.no_grad(), torch.autocast(self.device.type, enabled=False), fast_products():
-            inputs = self._inputs(images, pixel_config, thinking, None, add_vision_id)
+            inputs = self._inputs(images, pixel_config, thinking, None, add_vision_id, question)
             seeds = [seed for image in images for seed in sampling.seeds(image)]
             tokens = sample_tokens(
                 self.model, inputs, sampling, seeds, self._never_sampled, self._end_tokens, self._pad_token
@@ -193,153 +256,105 @@ class TransformersBackend:
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [texts[i : i + sampling.num_samples] for i in range(0, len(texts), sampling.num_samples)]
 
+    # ---------------------------------------------------------------- forward passes
+
     def _tree_hidden(
-        self, images: Sequence[Tensor], pixel_config: PixelConfig, trie: AnswerTrie, replies: Sequence[str] | None
+        self,
+        images: Sequence[Asked],
+        pixel_config: PixelConfig,
+        trie: AnswerTrie,
+        replies: Sequence[str] | None,
+        questions: Sequence[Question] | None = None,
     ) -> Tensor:
         """Final hidden states at the last prompt token and at every node, ``(B, 1 + nodes, D)``."""
+        questions = questions or [VISUALQUALITY_R1] * len(images)
+        thinking = replies is not None
+        said = [self.tokenizer.encode(reply, add_special_tokens=False) for reply in replies or [""] * len(images)]
         with torch.autocast(self.device.type, enabled=False), fast_products():
-            if replies is not None and len(images) > 1 and all(image is images[0] for image in images):
-                said = [self.tokenizer.encode(reply, add_special_tokens=False) for reply in replies]
-                if all(said):
-                    return self._after_one_prompt(images[0], pixel_config, trie, said)
-            inputs = self._inputs(images, pixel_config, replies is not None, replies, add_vision_id=False)
-            if self.model.config.get_text_config()._attn_implementation == packing.ATTENTION:
-                return self._packed_tree_hidden(inputs, trie)
-            prompt_mask, positions = inputs.pop("attention_mask"), inputs.pop("position_ids")
-            device, batch = positions.device, len(images)
-            node_positions = positions[:, :, -1:] + trie.depths.to(device)
-            nodes = trie.tokens.to(device).expand(batch, -1)
-            lengths = {pixel_config.visual_tokens(*image.shape[-2:]) for image in images}
-            same = replies is None and len(lengths) == 1  # no padding: one mask serves all
-            mask = self._as_attention_takes_it(tree_attention(prompt_mask[:1] if same else prompt_mask, trie))
-            mask = mask.expand(batch, -1, -1, -1)
-            output = self.model.model(
-                input_ids=torch.cat([inputs["input_ids"], nodes], dim=1),
-                attention_mask=mask,
-                position_ids=torch.cat([positions, node_positions], dim=2),
-                mm_token_type_ids=torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(nodes)], dim=1),
-                pixel_values=inputs["pixel_values"],
-                image_grid_thw=inputs["image_grid_thw"],
-                use_cache=False,
-                **self._reading(len(trie) + 1),
-            )
-            return output.last_hidden_state[:, -(len(trie) + 1) :]
+            same = len(images) > 1 and all(image is images[0] for image in images)
+            if same and self._passes.full_attention and all(said) and all(q == questions[0] for q in questions):
+                prompt = self._padded(*self._rows(images[:1], questions[:1], pixel_config, thinking))
+                suffixes = [[*reply, *trie.prefix] for reply in said]
+                return self._passes.after_prompts(prompt, [suffixes], [trie] * len(said))[0]
+            rows, positions, pixels = self._rows(images, questions, pixel_config, thinking)
+            said = [[*reply, *trie.prefix] for reply in said]
+            rows = [[*row, *reply] for row, reply in zip(rows, said, strict=True)]
+            positions = [continued(p, len(reply)) for p, reply in zip(positions, said, strict=True)]
+            padded = len({*map(len, rows)}) > 1
+            return self._passes.read(self._padded(rows, positions, pixels), trie, padded=padded)
 
-    def _packed_tree_hidden(self, inputs: dict[str, Tensor], trie: AnswerTrie) -> Tensor:
-        """As :meth:`_tree_hidden`, without padding."""
-        read = len(inputs["input_ids"]), len(trie) + 1
-        packed = inputs | packing.pack(inputs, trie)
-        output = self.model.model(**packed, use_cache=False, **self._reading(math.prod(read)))
-        return output.last_hidden_state[0, -math.prod(read) :].unflatten(0, read)
+    def _shared_hidden(
+        self,
+        images: Sequence[Tensor],
+        questions: Sequence[Sequence[Question]],
+        pixel_config: PixelConfig,
+        tries: Sequence[AnswerTrie],
+    ) -> list[Tensor]:
+        """As :meth:`_tree_hidden` for each question, the images encoded once with what all prompts begin with."""
+        after = [
+            [
+                [*self._prompts.segments(row[i], False)[1], *trie.prefix]
+                for row, trie in zip(questions, tries, strict=True)
+            ]
+            for i in range(len(images))
+        ]
+        texts = [text for of_image in after for text in of_image]
+        common = min(len(text) for text in texts) - 1
+        while any(text[:common] != texts[0][:common] for text in texts):
+            common -= 1
+        rows, positions, pixels = self._rows(images, questions[0], pixel_config, thinking=False)
+        unread = [
+            len(row) - len(self._prompts.segments(q, False)[1]) for row, q in zip(rows, questions[0], strict=True)
+        ]
+        begun = [row[: length + common] for row, length in zip(rows, unread, strict=True)]
+        begun_positions = [p[:, : len(row)] for p, row in zip(positions, begun, strict=True)]
+        inputs = self._padded(begun, begun_positions, pixels)
+        suffixes = [[text[common:] for text in of_image] for of_image in after]
+        hidden = self._passes.after_prompts(inputs, suffixes, list(tries))
+        return [hidden[:, q, : len(trie) + 1] for q, trie in enumerate(tries)]
 
-    def _after_one_prompt(
-        self, image: Tensor, pixel_config: PixelConfig, trie: AnswerTrie, replies: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """As :meth:`_tree_hidden`, for several replies (tokens) about one picture, which goes through once."""
-        prompt = self._inputs([image], pixel_config, thinking=True, replies=None, add_vision_id=False)
-        memory = DynamicCache(config=self.model.config.get_text_config())
-        self.model.model(**prompt, **with_cache(self.model.model, memory))
-        memory.reorder_cache(torch.zeros(len(replies), dtype=torch.long, device=prompt["input_ids"].device))
-        device, longest = prompt["input_ids"].device, max(map(len, replies))
-        lengths = torch.tensor([len(reply) for reply in replies])[:, None]
-        steps = torch.arange(longest) - (longest - lengths)  # negative where a shorter reply is padded
-        said = torch.tensor([[self._pad_token] * (longest - len(reply)) + list(reply) for reply in replies])
-        last = prompt["position_ids"][:, :, -1:]
-        positions = last + 1 + torch.cat([steps.clamp(min=0), lengths - 1 + trie.depths], dim=1).to(device)
-        seen = torch.cat([torch.ones(len(replies), prompt["input_ids"].shape[1]), steps >= 0], dim=1).to(device)
-        mask = tree_attention(seen, trie)[:, :, prompt["input_ids"].shape[1] :]
-        output = self.model.model(
-            input_ids=torch.cat([said, trie.tokens.expand(len(replies), -1)], dim=1).to(device),
-            attention_mask=self._as_attention_takes_it(mask),
-            position_ids=positions,
-            **with_cache(self.model.model, memory),
-            **self._reading(len(trie) + 1),
-        )
-        return output.last_hidden_state[:, -(len(trie) + 1) :]
-
-    def _reading(self, rows: int) -> dict[str, int]:
-        """What tells the last layer how many of the last rows are read."""
-        return {"read_rows": rows} if self._cuts_rows else {}
-
-    def _as_attention_takes_it(self, mask: Tensor) -> Tensor:
-        """Eager attention adds its mask to the logits; a boolean one would be added as 0 and 1."""
-        if self.model.config.get_text_config()._attn_implementation != "eager":
-            return mask
-        dtype = self.model.get_input_embeddings().weight.dtype
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    def _rows(
+        self,
+        images: Sequence[Asked],
+        questions: Sequence[Question],
+        pixel_config: PixelConfig,
+        thinking: bool,
+        add_vision_id: bool = False,
+    ) -> tuple[list[list[int]], list[Tensor], dict[str, Tensor]]:
+        """Token ids and positions of each prompt, and the pixels of all."""
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        rows, positions, patches, sizes = [], [], [], []
+        for image, question in zip(images, questions, strict=True):
+            parts = [to_patches(one.to(self.device), pixel_config, dtype) for one in _as_tuple(image)]
+            grids = [grid for _, grid in parts]
+            segments = self._prompts.segments(question, thinking, add_vision_id)
+            rows.append(self._prompts.row(segments, grids, pixel_config.merge_size))
+            positions.append(self._prompts.positions(segments, grids, rows[-1]))
+            patches += [part for part, _ in parts]
+            sizes += grids
+        pixels = {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(sizes).to(self.device)}
+        return rows, positions, pixels
 
     def _inputs(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Asked],
         pixel_config: PixelConfig,
         thinking: bool,
         replies: Sequence[str] | None,
         add_vision_id: bool,
+        question: Question = VISUALQUALITY_R1,
     ) -> dict[str, Tensor]:
-        """Left-padded model inputs for a batch."""
-        dtype = torch.promote_types(self.model.dtype, torch.float32)
-        patches, grids = zip(*(to_patches(image.to(self.device), pixel_config, dtype) for image in images), strict=True)
-        rows, positions = [], []
-        for i, grid in enumerate(grids):
-            before, after = self._prompt(thinking, add_vision_id)
-            said = self.tokenizer.encode(replies[i], add_special_tokens=False) if replies is not None else []
-            visual = [self._image_token] * (grid[1] * grid[2] // pixel_config.merge_size**2)
-            rows.append([*before, *visual, *after, *said])
-            prompt = self._prompt_positions(grid, rows[-1][: len(rows[-1]) - len(said)])
-            positions.append(torch.cat([prompt, prompt[:, -1:] + torch.arange(1, len(said) + 1)], dim=1))
-        length = max(map(len, rows))
-        ids = torch.tensor([[self._pad_token] * (length - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            # Without it the model silently numbers the visual tokens as if they were text.
-            "mm_token_type_ids": ((ids == self._image_token) & mask.bool()).int(),
-            "position_ids": torch.stack([pad(p, (length - p.shape[1], 0)) for p in positions], dim=1),
-            "image_grid_thw": torch.tensor(grids),
-        }
-        return {name: value.to(self.device) for name, value in inputs.items()} | {"pixel_values": torch.cat(patches)}
+        """Left-padded model inputs for prompts, and what was replied so far."""
+        rows, positions, pixels = self._rows(images, [question] * len(images), pixel_config, thinking, add_vision_id)
+        said = [self.tokenizer.encode(reply, add_special_tokens=False) for reply in replies or [""] * len(images)]
+        rows = [[*row, *reply] for row, reply in zip(rows, said, strict=True)]
+        return self._padded(rows, [continued(p, len(r)) for p, r in zip(positions, said, strict=True)], pixels)
 
-    def _prompt_positions(self, grid: tuple[int, int, int], ids: list[int]) -> Tensor:
-        """Positions of a prompt in time, height and width, ``(3, P)``, on the CPU; kept, as sizes come again."""
-        key = (grid, len(ids), ids.index(self._image_token))
-        found = self._positions.get(key)
-        if found is None:
-            if len(self._positions) >= _KEPT_POSITIONS:
-                self._positions.clear()
-            tokens = torch.tensor([ids])
-            of_batch, _ = self.model.model.get_rope_index(
-                input_ids=tokens,
-                mm_token_type_ids=(tokens == self._image_token).int(),
-                image_grid_thw=torch.tensor([grid]),
-                attention_mask=torch.ones_like(tokens),
-            )
-            found = self._positions[key] = of_batch[:, 0]
-        return found
-
-    def _prompt(self, thinking: bool, add_vision_id: bool) -> tuple[list[int], list[int]]:
-        """Token ids before and after the visual tokens."""
-        key = (thinking, add_vision_id)
-        if key not in self._prompts:
-            self._prompts[key] = self._tokenise_prompt(thinking, add_vision_id)
-        return self._prompts[key]
-
-    def _tokenise_prompt(self, thinking: bool, add_vision_id: bool) -> tuple[list[int], list[int]]:
-        text = self.tokenizer.apply_chat_template(
-            messages(thinking),
-            chat_template=self._chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
-            add_vision_id=add_vision_id,
-        )
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        if ids.count(self._image_token) != 1:
-            raise ModelError(
-                f"{self.model_id}: expected a chat template that writes one image placeholder, but got "
-                f"{ids.count(self._image_token)} of them."
-            )
-        at = ids.index(self._image_token)
-        return ids[:at], ids[at + 1 :]
+    def _padded(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[Tensor], pixels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        inputs = left_pad(rows, self._pad_token, self._image_token) | {"position_ids": pad_positions(positions)}
+        return {name: value.to(self.device) for name, value in inputs.items()} | pixels
 
 
 _locks: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -354,23 +369,8 @@ def _lock_of(model: torch.nn.Module) -> threading.RLock:
         return _locks.setdefault(model, threading.RLock())
 
 
-def fitting_tokens(free_bytes: int, config, item_bytes: int) -> int:
-    """Tokens of one forward pass whose activations fit into half of the free memory, at least 1.
-
-    The largest moment is a layer's: in the tower each visual token is ``merge**2`` patches; beside the hidden states
-    (about 8 tensors of the layer's width with its queries, keys and values) there are 3 of the inner width.
-    """
-    text, vision = config.get_text_config(), config.vision_config
-    width, inner = _tower_widths(vision)
-    of_tower = vision.spatial_merge_size**2 * (8 * width + 3 * inner)
-    of_language_model = 8 * text.hidden_size + 3 * text.intermediate_size
-    return max(1, min(_MOST_TOKENS, int(free_bytes / 2 / (item_bytes * max(of_tower, of_language_model)))))
-
-
-def _tower_widths(vision) -> tuple[int, int]:
-    """Width of a vision tower and of its MLPs; Qwen2-VL names them in its own way."""
-    width = getattr(vision, "embed_dim", None) or vision.hidden_size
-    return width, getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
+def _as_tuple(image: Asked) -> tuple[Tensor, ...]:
+    return (image,) if isinstance(image, Tensor) else tuple(image)
 
 
 def _calibration_picture() -> Tensor:

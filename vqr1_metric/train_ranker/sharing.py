@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vqr1_metric.backends.sampling import cache_argument
+from vqr1_metric.backends.inputs import cache_argument
 
 #: Arguments of a language model that go with the rows of a batch and are not cut up here (Qwen3-VL, older releases).
 _ROW_BY_ROW = ("visual_pos_masks", "deepstack_visual_embeds", "cache_position")

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from vqr1_metric.backends.http.session import all_of
-from vqr1_metric.backends.readout import CLOSING, OPENING, SPELLINGS
 from vqr1_metric.functional.distribution import GRID_SIZE, MIN_SCORE, STEPS_PER_UNIT, ScoreDistribution
+from vqr1_metric.protocol import CLOSING, OPENING, VISUALQUALITY_R1
 
 #: Where the answers of all Qwen-VL tokenizers fork first: ``>`` alone, or in one token with a line break.
 _FORK = OPENING[:-1]
@@ -94,7 +94,8 @@ class AnswerWalk:
         begins = await self._reach_fork()
         await self._learn([_FORK])
         tags = {
-            OPENING + space: self._known[_FORK].get((OPENING + space).removeprefix(_FORK), 0) for space in SPELLINGS
+            OPENING + space: self._known[_FORK].get((OPENING + space).removeprefix(_FORK), 0)
+            for space in VISUALQUALITY_R1.spellings
         }
         tag = sum(tags.values())
         masses = torch.zeros(GRID_SIZE, dtype=torch.float64)
