@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_models import FAMILIES, HYBRID, build_tiny_model
+from tiny_models import FAMILIES, HYBRID, build_tiny_model, build_tiny_nano
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,12 @@ def tiny_qwen3_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random Qwen3.5-VL checkpoint in float32, half of whose layers have linear attention."""
     return build_tiny_model(tmp_path_factory.mktemp("models") / HYBRID, HYBRID)
+
+
+@pytest.fixture(scope="session")
+def tiny_nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random model of the embedded model's class in float32."""
+    return build_tiny_nano(tmp_path_factory.mktemp("models") / "nano")
 
 
 @pytest.fixture(params=FAMILIES)

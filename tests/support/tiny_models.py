@@ -224,3 +224,37 @@ def _side_files(family: str, tokenizer: Tokenizer) -> dict[str, object]:
             "eos_token_id": [tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")],
         },
     }
+
+
+def build_tiny_nano(folder: str | Path, *, seed: int = 0) -> Path:
+    """Write a folder of the embedded model's class, tiny and random, with the tokenizer of the Qwen2.5-VL above."""
+    from vqr1_metric.nano.configuration import NanoConfig
+    from vqr1_metric.nano.modeling import NanoForConditionalGeneration
+
+    folder = build_tiny_model(folder, "qwen2_5_vl", seed=seed)
+    qwen = json.loads((folder / "config.json").read_text())
+    blocks = [(8, 3, 1, 8), (16, 3, 2, 8), (24, 5, 2, 12), (24, 3, 1, 12), (24, 5, 2, 16), (32, 3, 2, 24)]
+    vision = {"stem": 8, "blocks": blocks, "taps": (1, 3, 5), "filters": 4, "projection": 24, "out_hidden_size": 64}
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
+    config = NanoConfig(
+        text_config=qwen["text_config"], vision_config=vision, **{name: qwen[name] for name in names if name in qwen}
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = NanoForConditionalGeneration(config)
+        _draw_weights(model, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        model.model.visual.scale.fill_(1.0)
+    model.save_pretrained(folder)
+    settings = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "patch_size": 32,
+        "temporal_patch_size": 1,
+        "merge_size": 1,
+        "min_pixels": 64 * 64,
+        "max_pixels": 1024 * 768,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return folder

@@ -18,13 +18,14 @@ from vqr1_metric.backends.packing import use_packing
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.backends.spec import EMBEDDED, TREE_ATTENTION, ModelSpec
 from vqr1_metric.backends.windows import speed_up
+from vqr1_metric.nano import MODEL_TYPE
 
 if TYPE_CHECKING:
     from vqr1_metric.backends.transformers import TransformersBackend
 
 __all__ = ["EMBEDDED", "TREE_ATTENTION", "LoadedModel", "ModelSpec", "SharedModel", "cached", "load_model", "shared"]
 
-SUPPORTED_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+SUPPORTED_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", MODEL_TYPE)
 
 
 @dataclass
@@ -154,6 +155,8 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
 def _load_weights(spec: ModelSpec, files: ModelFiles):
     from transformers import AutoModelForImageTextToText
+
+    import vqr1_metric.nano.modeling  # noqa: F401  makes the embedded model known to transformers
 
     dtype = spec.resolved_dtype(files.weight_bytes())
     options: dict = {"attn_implementation": "eager" if spec.attn_implementation == "eager" else "sdpa"}
