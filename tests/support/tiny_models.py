@@ -234,10 +234,12 @@ def build_tiny_nano(folder: str | Path, *, seed: int = 0) -> Path:
     folder = build_tiny_model(folder, "qwen2_5_vl", seed=seed)
     qwen = json.loads((folder / "config.json").read_text())
     blocks = [(8, 3, 1, 8), (16, 3, 2, 8), (24, 5, 2, 12), (24, 3, 1, 12), (24, 5, 2, 16), (32, 3, 2, 24)]
-    vision = {"stem": 8, "blocks": blocks, "taps": (1, 3, 5), "filters": 4, "projection": 24, "out_hidden_size": 64}
+    vision = {"stem": 8, "blocks": blocks, "taps": (1, 3, 5), "filters": 4, "projection": 64, "out_hidden_size": 64}
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
     config = NanoConfig(
-        text_config=qwen["text_config"], vision_config=vision, **{name: qwen[name] for name in names if name in qwen}
+        text_config=qwen["text_config"] | {"intermediate_size": 128},  # what 4-bit kernels take
+        vision_config=vision,
+        **{name: qwen[name] for name in names if name in qwen},
     )
     with torch.random.fork_rng(devices=[]):
         model = NanoForConditionalGeneration(config)

@@ -103,10 +103,11 @@ class NanoTower(PreTrainedModel):
             self._strides.append(stride)
         self.numbers = 2 * config.filters + 6
         self.numbers += sum(config.blocks[i][3] * (1 + (self._strides[i] < TOKEN_SIDE)) for i in config.taps)
-        self.centre = nn.Parameter(torch.zeros(self.numbers), requires_grad=False)
-        self.scale = nn.Parameter(torch.ones(self.numbers), requires_grad=False)
-        self.hidden = nn.Linear(self.numbers, config.projection)
-        self.project = nn.Linear(config.projection, config.out_hidden_size)
+        self.centre = nn.Parameter(torch.zeros(self.numbers, 1, 1), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(self.numbers, 1, 1), requires_grad=False)
+        # Linear layers over the places of the grid, which quantisation leaves alone.
+        self.hidden = nn.Conv2d(self.numbers, config.projection, 1)
+        self.project = nn.Conv2d(config.projection, config.out_hidden_size, 1)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, pixel_values: Tensor, grid_thw: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -158,15 +159,13 @@ class NanoTower(PreTrainedModel):
         return torch.cat([*strengths, _local(wide, TOKEN_SIDE)], dim=1)
 
     def standardised(self, statistics: Tensor) -> Tensor:
-        """``(B, numbers, rows, columns)`` to ``(B, rows * columns, numbers)`` of mean 0 and deviation 1 in training."""
-        dtype = statistics.dtype
-        return (statistics.flatten(2).mT - self.centre.to(dtype)) * self.scale.to(dtype)
+        """Statistics ``(B, numbers, rows, columns)`` with mean 0 and deviation 1 over the training pictures."""
+        return (statistics - self.centre.to(statistics.dtype)) * self.scale.to(statistics.dtype)
 
     def merge(self, numbers: Tensor) -> Tensor:
-        """Standardised statistics to visual tokens."""
-        # The two layers may be quantised, the stem is not.
-        tokens: Tensor = self.project(silu(self.hidden(numbers.to(self.stem.weight.dtype))))
-        return tokens
+        """Standardised statistics to visual tokens ``(B, rows * columns, D)``."""
+        tokens: Tensor = self.project(silu(self.hidden(numbers.to(self.hidden.weight.dtype))))
+        return tokens.flatten(2).mT
 
 
 def _pictures(patches: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -199,7 +198,7 @@ class NanoModel(Qwen2_5_VLModel):
     def __init__(self, config: NanoConfig) -> None:
         super(Qwen2_5_VLModel, self).__init__(config)  # its own would build another tower
         self.visual = NanoTower._from_config(config.vision_config)  # type: ignore[no-untyped-call]
-        self.language_model = Qwen2_5_VLTextModel._from_config(config.text_config)  # type: ignore[no-untyped-call]
+        self.language_model = Qwen2_5_VLTextModel._from_config(config.text_config)
         self.rope_deltas = None
         self.post_init()  # type: ignore[no-untyped-call]
 
