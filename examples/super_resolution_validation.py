@@ -14,7 +14,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 from vqr1_metric import VisualQualityR1Score
 
 
-def drawn_pictures(count: int = 4, size: int = 224) -> torch.Tensor:
+def drawn_pictures(count: int = 6, size: int = 224) -> torch.Tensor:
     """Sharp-edged pictures, ``(count, 3, size, size)`` in [0, 1]: random rectangles and discs."""
     generator = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")

@@ -40,7 +40,10 @@ class PictureScorer:
         ``error`` (None, or why there is no score)."""
         if self.column not in batch:
             raise ValueError(f"Expected a column {self.column!r} of pictures, but there are {', '.join(batch)}.")
-        results = list(self.scorer.stream(map(_picture, batch[self.column])))
+        pictures = [_picture(value) for value in batch[self.column]]
+        scored = self.scorer.stream(picture for picture in pictures if picture is not None)
+        missing = ImageScore.failed("", "expected a path, bytes, a PIL picture, an array or a tensor, but got NoneType")
+        results = [missing if picture is None else next(scored) for picture in pictures]
         columns = {
             name: [getattr(r, name) for r in results] for name in ("score", "std", "coverage", "tag_probability")
         }
@@ -49,7 +52,7 @@ class PictureScorer:
 
 
 def _picture(value: Any) -> Any:
-    """What ``load_image`` takes; anything else it refuses itself, with a reason for that row."""
+    """What ``load_image`` takes, None where the row has no picture; anything else raises."""
     if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
         return value["path"] if value["bytes"] is None else value["bytes"]
     return value

@@ -109,8 +109,9 @@ class VisualQualityR1Validation(Callback):
             return
         images = split_images(self._find_images(outputs, batch))
         if images:
-            self.metric.update(images)
-            self._extremes.add(images, self.metric.scores[-1].cpu())
+            results = self.metric.scorer.score(images, on_error=self.metric.on_error)
+            self.metric.update(results)
+            self._extremes.add(images, torch.tensor([result.score for result in results]))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean, its interval and the grid."""

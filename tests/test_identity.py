@@ -50,6 +50,8 @@ SCORER_OPTIONS = {
     "max_pixels": 5000,
     "deterministic": True,
     "question": "levels",
+    "data_range": (-1, 1),
+    "clamp": True,
 }
 SAMPLING_OPTIONS = {
     "num_samples": 2,
@@ -203,8 +205,9 @@ def test_an_overwritten_checkpoint_is_another_model_in_the_same_process(folder: 
 
 
 def test_a_folder_that_changes_before_the_weights_load_is_refused(folder: Path) -> None:
-    """The metric has compared the scorer's fingerprint by then."""
+    """Once its identity has been compared; until then the metric has not looked at the model's files."""
     metric = VisualQualityR1Score(scorer=scorer(folder))
+    metric.scorer.identity()
     change_file(folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"have changed since this scorer was first used.*Make a new QualityScorer"):
         metric.update(PICTURE[None])

@@ -328,7 +328,8 @@ def test_gradients_reach_the_pixels_and_not_the_weights(scorer):
     scorer.distributions(images, differentiable=True).mean.sum().backward()
     assert float(images.grad.abs().sum()) > 0
     assert all(p.grad is None for p in scorer.backend.model.parameters())
-    assert not scorer.distributions(images).probabilities.requires_grad
+    with pytest.warns(UserWarning, match="differentiable=True"):
+        assert not scorer.distributions(images).probabilities.requires_grad
 
 
 def test_bad_arguments():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqr1_metric._warnings import warn_caller
 from vqr1_metric.backends.base import Asked, Sampling, ScoringBackend
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution, is_on_score_grid
@@ -131,13 +131,11 @@ def warn_if_unreliable(results: Sequence[ImageScore]) -> bool:
     """Warn if any of these is not reliable, and say whether."""
     low = [result for result in results if result.error is None and not result.reliable]
     if low:
-        warnings.warn(
+        warn_caller(
             f"{low[0].name}: only {low[0].coverage:.0%} of the model's answers would be a score and "
             f"{low[0].tag_probability:.0%} of its replies would open with the answer tag (below "
             f"{LOW_RELIABILITY:.0%}): was this model trained for the question? Every result carries both "
-            "as coverage and tag_probability.",
-            UserWarning,
-            stacklevel=5,
+            "as coverage and tag_probability."
         )
     return bool(low)
 

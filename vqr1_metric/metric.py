@@ -3,53 +3,53 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
-from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
-from vqr1_metric.functional.bootstrap import bootstrap_mean_interval
+from vqr1_metric._warnings import warn_caller
 from vqr1_metric.functional.distribution import GRID_SIZE, MAX_SCORE, MIN_SCORE, ScoreDistribution
-from vqr1_metric.images import ImageLike, split_images
+from vqr1_metric.functional.intervals import interval_of_moments
+from vqr1_metric.functional.moments import combine_moments, moments_of, moments_state, read_moments
+from vqr1_metric.images import DataRange, ImageError, Images, split_images
 from vqr1_metric.protocol import Mode
-from vqr1_metric.results import ImageScore
-from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
+from vqr1_metric.results import ImageScore, pack_results, unpack_results
+from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer, warn_if_detached
 
 Reduction = Literal["mean", "none"]
 
-_SCORER_OPTIONS = frozenset(inspect.signature(QualityScorer).parameters) - {"model", "mode"}
-_FINGERPRINT_BYTES = 6
+#: Fewer scores say too little of their spread for an interval that holds what it states.
+MIN_SCORES_FOR_INTERVAL = 5
+_PIXEL_OPTIONS = ("data_range", "clamp")
+_SCORER_OPTIONS = frozenset(inspect.signature(QualityScorer).parameters) - {"model", "mode", *_PIXEL_OPTIONS}
+_FINGERPRINT_BYTES = 8
 
 
 class VisualQualityR1Score(Metric):
     r"""Mean picture quality on a scale of 1 (very poor) to 5 (excellent), without reference pictures.
 
-    ``forward`` and ``update`` take pictures: a tensor ``(B, C, H, W)`` or ``(C, H, W)``, uint8 or floating in [0, 1],
-    on any device; a path, bytes, a PIL picture, an array; or a list of these with any sizes. ``forward`` runs the model
-    once and returns the value of its batch. ``compute`` returns a float32 tensor on the metric's device: with
-    ``reduction="mean"`` the mean over all pictures of all processes, shape ``()``; with ``"none"`` every score, shape
-    ``(N,)``, in the order of the updates, rank after rank. Before the first picture the mean is NaN, with a warning.
+    ``forward`` and ``update`` take whatever :meth:`QualityScorer.score <vqr1_metric.scorer.QualityScorer.score>` takes:
+    a tensor ``(B, C, H, W)`` or ``(C, H, W)``, uint8 or floating in ``data_range``, on any device; paths, bytes, PIL
+    pictures, arrays; or a list of these with any sizes. ``forward`` runs the model once and returns the value of its
+    batch. ``compute`` returns a float32 tensor on the metric's device: with ``reduction="mean"`` the mean over all
+    pictures of all processes, shape ``()``; with ``"none"`` every score, shape ``(N,)``, in the order of the updates,
+    rank after rank. Before the first picture the mean is NaN, with a warning.
 
-    A picture that has no score (a damaged file, an unreadable reply) is NaN: ``"none"`` returns it in its place, the
-    mean leaves it out and warns once, ``num_failed`` counts it and :meth:`details` has the reason.
+    A tensor of another range, dtype or shape raises before anything is scored. A picture that has no score (a damaged
+    file, NaN pixels, an unreadable reply) is NaN: ``"none"`` returns it in its place, the mean leaves it out and warns,
+    once between two resets, and ``num_failed`` counts it.
 
     The weights are no part of the metric. They load at the first update, belong to ``metric.scorer``, and are shared by
-    every scorer of the process that asks for the same ones: they are neither in ``parameters()`` nor in
-    ``state_dict()``, and clones, copies, pickles, ``BootStrapper`` and ``MetricTracker`` do not copy them. So
-
-    - ``metric.to(device)`` moves the stored scores (some bytes), never the model, which ``device=`` places;
-    - ``half()``, ``to(dtype)`` and ``set_dtype`` change nothing: scores stay float32, and ``dtype=`` is the model's;
-    - ``train()``, autocast and inference mode change nothing;
-    - ``offload()`` moves the weights to the CPU between evaluations and ``unload()`` drops them.
-
-    Two metrics of a ``MetricCollection`` share one model pass only if their scorers would give the same scores.
+    every scorer of the process that asks for the same ones. With ``reduction="mean"`` the states are some numbers,
+    however many pictures there are. docs/metric.md has collections, trackers, several processes, Lightning, ignite.
 
     Args:
         model: Hugging Face Hub name, local folder, or ``"nano"``, the embedded model.
@@ -57,11 +57,14 @@ class VisualQualityR1Score(Metric):
             :class:`~vqr1_metric.scorer.QualityScorer`.
         scorer: a ready scorer, instead of ``model``, ``mode`` and the scorer's options.
         reduction: ``"mean"`` or ``"none"``.
-        keep_distributions: keep the whole distribution of every picture as a synchronised state, 1.6 kB each, so that
-            :meth:`distributions` covers all processes.
+        keep_details: keep the whole result of every picture (distribution, replies, reason of a failure; 2 kB each and
+            the replies) for :meth:`details` and :meth:`distributions`.
         on_error: ``"nan"``, or ``"raise"`` to raise :class:`~vqr1_metric.images.ImageError` at the first picture that
             cannot be read, before anything of its update is scored or stored.
+        data_range, clamp: what floating pixels mean, and whether values beyond are taken as black or white; see
+            :class:`~vqr1_metric.scorer.QualityScorer`. None: as the scorer has them.
         confidence_level: of :meth:`confidence_interval`, in (0, 1).
+        keep_distributions: of version 0.1.0, now ``keep_details``.
         kwargs: options of :class:`~vqr1_metric.scorer.QualityScorer` (``device``, ``dtype``, ``max_pixels``,
             ``batch_tokens``, ...) and of :class:`torchmetrics.Metric` (``sync_on_compute``, ...).
 
@@ -81,16 +84,11 @@ class VisualQualityR1Score(Metric):
     plot_lower_bound = MIN_SCORE
     plot_upper_bound = MAX_SCORE
 
-    scores: list[Tensor]
     fingerprint: Tensor
-
-    #: Shape of one picture's row in every list state.
-    _rows_shape: ClassVar[dict[str, tuple[int, ...]]] = {
-        "scores": (),
-        "probabilities": (GRID_SIZE,),
-        "coverage": (),
-        "tag_probability": (),
-    }
+    moments: Tensor
+    failed: Tensor
+    scores: list[Tensor]
+    records: list[Tensor]
 
     def __init__(
         self,
@@ -99,9 +97,12 @@ class VisualQualityR1Score(Metric):
         *,
         scorer: QualityScorer | None = None,
         reduction: Reduction | None = "mean",
-        keep_distributions: bool = False,
+        keep_details: bool = False,
         on_error: Literal["nan", "raise"] = "nan",
+        data_range: DataRange | None = None,
+        clamp: bool | None = None,
         confidence_level: float = 0.95,
+        keep_distributions: bool | None = None,
         **kwargs: Any,
     ) -> None:
         options = {name: kwargs.pop(name) for name in _SCORER_OPTIONS & set(kwargs)}
@@ -113,171 +114,217 @@ class VisualQualityR1Score(Metric):
         if scorer is not None and (options or (model, mode) != (DEFAULT_MODEL, "score")):
             given = [name for name, yes in (("model", model != DEFAULT_MODEL), ("mode", mode != "score")) if yes]
             raise ValueError(f"Expected a scorer or {', '.join([*given, *sorted(options)])}, but got both.")
-        self.reduction = _checked_reduction(reduction)
-        self.keep_distributions = keep_distributions
-        self.on_error = on_error
         if not 0 < confidence_level < 1:
             raise ValueError(f"Expected confidence_level in (0, 1), such as 0.95, but got {confidence_level!r}.")
+        if keep_distributions is not None:
+            warn_caller("keep_distributions of version 0.1.0 is now keep_details.")
+            keep_details = keep_details or keep_distributions
+        self.reduction = _checked_reduction(reduction)
+        self.keep_details = keep_details
+        self.on_error = on_error
         self.confidence_level = confidence_level
         # A plain object, not a module: what torchmetrics and Lightning do to modules never reaches the weights.
         self.scorer = QualityScorer(model, mode, **options) if scorer is None else _checked_scorer(scorer)
-        self._results: list[ImageScore] = []
+        if data_range is not None or clamp is not None:
+            self.scorer = self.scorer.replace(data_range=data_range, clamp=clamp)
         self._warned = False
-        # First, so that another configuration is noticed before any other state is touched. Bytes and not one number,
-        # because compute groups compare states with a relative tolerance.
-        digits = list(self.scorer.fingerprint.to_bytes(_FINGERPRINT_BYTES, "big"))
-        self.add_state("fingerprint", torch.tensor(digits), dist_reduce_fx=_same_configuration)
-        for name in self._rows_shape if keep_distributions else ["scores"]:
-            self.add_state(name, [], dist_reduce_fx="cat")
+        self._in_forward = False
+        self._scored: list[list[ImageScore]] = []  # by the updates of the forward that is running,
+        self._again: list[list[ImageScore]] = []  # and what is left of it for its second round
+
+        # The fingerprint comes first, so that another configuration is noticed before any other state is touched.
+        self.add_state(
+            "fingerprint", torch.zeros(_FINGERPRINT_BYTES, dtype=torch.int64), dist_reduce_fx=_same_fingerprint
+        )
+        if self.reduction == "mean":
+            self.add_state("moments", moments_state([]), dist_reduce_fx=combine_moments)
+            self.add_state("failed", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        else:
+            self.add_state("scores", [], dist_reduce_fx="cat")
+        if keep_details:
+            self.add_state("records", [], dist_reduce_fx="cat")
 
     @torch.inference_mode(False)  # tensors made in inference mode could never take part in a later loss
     @torch.no_grad()
-    def update(self, images: ImageLike | Sequence[ImageLike]) -> None:
-        """Score pictures and store their scores; see the class for what they may be."""
-        results = self.scorer.score(images, on_error=self.on_error)
-        self.scores.append(_scores_of(results, self.device))
-        if self.keep_distributions:
-            distributions = _stacked(results).to(self.device)
-            for name in ("probabilities", "coverage", "tag_probability"):
-                getattr(self, name).append(getattr(distributions, name))
-        self._results.extend(results)
+    def update(self, images: Images | None = None, target: object = None, *, preds: Images | None = None) -> None:
+        """Score pictures and store their scores.
+
+        Args:
+            images: see the class. Or results that ``metric.scorer`` has given already.
+            target: ignored, so that one call of a ``MetricCollection`` can update this metric beside PSNR and SSIM.
+            preds: another name of ``images``, the one that those metrics have.
+
+        Raises:
+            ImageContractError: for tensors and arrays of another form or range, or what is no picture.
+            ImageError: for a bad picture, with ``on_error="raise"``.
+        """
+        images = preds if images is None else images
+        if images is None:
+            raise TypeError("Expected pictures, as update(images) or update(preds=images, target=...).")
+        self._check_placement()
+        results = self._results_of(images)
+        fingerprint = self._own_fingerprint()
+        self.fingerprint = _same_fingerprint(torch.stack([self.fingerprint, fingerprint]))
+        scores = _scores_of(results, self.device)
         failed = [result for result in results if result.error is not None]
+        if self.reduction == "mean":
+            added = moments_state([result.score for result in results if result.error is None])
+            self.moments = combine_moments(torch.stack([self.moments, added.to(self.device)]))
+            self.failed = self.failed + len(failed)
+        else:
+            self.scores.append(scores)
+        if self.keep_details:
+            self.records.append(torch.frombuffer(bytearray(pack_results(results)), dtype=torch.uint8).to(self.device))
         if failed and not self._warned:
             self._warned = True
-            _warn(
-                f"{len(failed)} of {len(results)} pictures have no score and are left out of the mean: "
-                f"{_reason(failed[0])}{', ...' if len(failed) > 1 else ''}. metric.num_failed counts all of them, "
-                "metric.details() gives the reasons. This is said once."
+            warn_caller(
+                f"{_failures(failed, len(results))} metric.num_failed counts all of them; keep_details=True keeps "
+                "every reason. This is said once, until reset()."
             )
 
     def compute(self) -> Tensor:
         """The mean or all scores, as the class describes."""
-        return _reduce(self._rows("scores"), self.reduction, warn_if_empty=self.update_called)
+        if self.reduction == "none":
+            return self._scores()
+        count, mean, _, _ = read_moments(self.moments)
+        if count == 0 and self.update_called:
+            warn_caller("Not one picture has a score, so the mean is NaN.")
+        return torch.tensor(mean if count else math.nan, dtype=torch.float32, device=self.device)
 
-    def forward(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Add a batch and return its own value, with one model pass.
 
-        Not torchmetrics' own ``forward``, because that loses what was stored if a picture raises, runs the model twice
-        with ``dist_sync_on_step=True``, and copies every stored tensor at every step.
+        torchmetrics' own, but that what was stored is kept if a picture raises.
         """
-        if self._is_synced:
-            raise TorchMetricsUserError("The metric is synced; call `unsync` before `forward`.")
-        names = [name for name, default in self._defaults.items() if isinstance(default, list)]
-        for name in names:  # a list of its own: the members of a compute group share theirs
-            setattr(self, name, list(getattr(self, name)))
-        self.update(images)
-        everything = {name: getattr(self, name) for name in names}
+        before = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        self._in_forward, self._scored, self._again = True, [], []
         try:
-            for name in names:
-                setattr(self, name, everything[name][-1:])
-            self._to_sync = self.dist_sync_on_step
-            self._forward_cache = self.compute()
+            value = super().forward(*args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
         finally:
-            for name in names:
-                setattr(self, name, everything[name])
-            self._to_sync, self._computed = self.sync_on_compute, None
-        return self._forward_cache
+            self._in_forward, self._scored, self._again = False, [], []
+        return value
 
     def reset(self) -> None:
         """Forget all pictures."""
-        for name, default in self._defaults.items():
-            if isinstance(default, list):  # new lists: torchmetrics.Running keeps the ones that its reset would clear
-                setattr(self, name, [])
-        self._results = []
+        for name in self._list_states():  # new lists: torchmetrics.Running keeps the ones that its reset would clear
+            setattr(self, name, [])
         super().reset()
+        if self._in_forward:
+            self._again = list(self._scored)  # with dist_sync_on_step it goes through the batch twice
+        else:
+            self._warned = False
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """As in torchmetrics, for a process without pictures too."""
+        for name, dtype in self._list_states().items():
+            if not getattr(self, name):  # torchmetrics would send an empty tensor of the default dtype
+                setattr(self, name, [torch.zeros(0, dtype=dtype, device=self.device)])
+        super().sync(*args, **kwargs)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Append what another metric of the same configuration stored, or its ``metric_state``.
+        """Add what another metric of the same configuration stored, or its ``metric_state``.
 
         Raises:
             ValueError: if its scores came from another model or other settings; nothing is merged then.
         """
         if isinstance(incoming_state, VisualQualityR1Score):
-            results, incoming_state = incoming_state._results, incoming_state.metric_state
-        elif isinstance(incoming_state, dict):
-            results = []
-        else:
+            incoming_state = incoming_state.metric_state
+        if not isinstance(incoming_state, dict):
             raise ValueError(f"Expected a {type(self).__name__} or its metric_state, but got {incoming_state!r}.")
-        missing = [name for name in self._defaults if name not in incoming_state]
+        missing = [name for name in self.metric_state if name not in incoming_state]
         if missing:
-            raise ValueError(f"Expected a state with {', '.join(missing)}; is keep_distributions the same?")
-        _same_configuration(torch.stack([self.fingerprint, incoming_state["fingerprint"].to(self.device)]))
-        for name in set(self._defaults) - {"fingerprint"}:
-            rows = incoming_state[name]
-            rows = [row.to(self.device) for row in ([rows] if isinstance(rows, Tensor) else rows)]
-            setattr(self, name, [*getattr(self, name), *rows])
-        self._results = [*self._results, *results]
-        self._update_count += 1
+            raise ValueError(f"Expected a state with {', '.join(missing)}; are reduction and keep_details the same?")
+        _same_fingerprint(torch.stack([self.fingerprint, incoming_state["fingerprint"].to(self.device)]))
+        for name, value in self.metric_state.items():
+            other = incoming_state[name]
+            if isinstance(value, list):
+                rows = [other] if isinstance(other, Tensor) else other
+                setattr(self, name, [*value, *(row.to(self.device) for row in rows)])
+            else:
+                both = torch.stack([value, other.to(self.device)])
+                combine = {"fingerprint": _same_fingerprint, "moments": combine_moments}.get(name)
+                setattr(self, name, both.sum(0) if combine is None else combine(both))
+        self._update_count += 1  # torchmetrics' own merge_state leaves it, and compute() then warns of no update
         self._computed = None
 
     @property
     def num_failed(self) -> int:
         """Pictures without a score; of this process."""
-        return int(torch.isnan(self._local_scores()).sum())
+        return int(self.failed if self.reduction == "mean" else self._scores().isnan().sum())
 
     def details(self) -> list[ImageScore]:
         """One result per picture, in order: score, std, coverage, replies, and the reason where there is no score.
 
-        Pictures of this process only, since the last reset; held on the CPU, about 4 kB each.
+        Pictures of this process, since the last reset, and those of merged and loaded states.
 
         Raises:
-            RuntimeError: if scores are stored here that another metric computed, so that details would be missing.
+            RuntimeError: without ``keep_details=True``.
         """
-        stored = len(self._local_scores())
-        if stored != len(self._results):
-            raise RuntimeError(
-                f"Expected details of {stored} pictures, but this metric has those of {len(self._results)}: the other "
-                "scores came from a merged or loaded state, or from another metric of its compute group (ask the first "
-                "of its group in collection.compute_groups, or use compute_groups=False)."
-            )
-        return list(self._results)
+        self._need_details()
+        records = self.records if isinstance(self.records, list) else [self.records]  # one tensor when synced
+        return [result for record in records for result in unpack_results(record.cpu().numpy().tobytes())]
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def distributions(self) -> ScoreDistribution:
         """Score distributions of the pictures, leading shape ``(N,)``, in order; without a score, a row of NaN.
 
-        With ``keep_distributions=True`` those of all processes, as ``compute`` (every process must call it), on the
-        metric's device; otherwise those of this process, on the CPU.
+        Of all processes, as ``compute``: every process must call it. On the metric's device.
+
+        Raises:
+            RuntimeError: without ``keep_details=True``.
         """
-        if not self.keep_distributions:
-            return _stacked(self.details())
+        self._need_details()
         with self._synced():
-            rows = {name: self._rows(name) for name in ("probabilities", "coverage", "tag_probability")}
-        return ScoreDistribution(**rows)
+            results = self.details()
+        if not results:
+            return ScoreDistribution(torch.zeros(0, GRID_SIZE, device=self.device))
+        return ScoreDistribution.stack([r.distribution.to(self.device, torch.float32) for r in results])
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def confidence_interval(
-        self, level: float | None = None, num_bootstraps: int = 1000, seed: int = 0
+        self, level: float | None = None, num_bootstraps: int | None = None, seed: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Interval of the mean score, by resampling the stored scores: the model does not run again.
+        """Interval of the mean score, see :func:`~vqr1_metric.functional.intervals.mean_interval`.
 
         It says how much the mean would change with other pictures of the same kind, not how good the model is. In a
         distributed run it covers all processes, as ``compute``, and every process must call it.
 
         Args:
             level: in (0, 1); by default the metric's ``confidence_level``.
-            num_bootstraps: resamples, at least 1.
-            seed: the same seed and scores give the same interval.
+            num_bootstraps, seed: of version 0.1.0, which resampled; without effect.
 
         Returns:
-            ``(low, high)``, each of shape ``()``, float32; NaN with a warning for fewer than two scores.
+            ``(low, high)``, each of shape ``()``, float32; NaN with a warning for fewer than five scores.
         """
-        with self._synced():
-            scores = self._rows("scores")
-        scores = scores[~scores.isnan()]
-        if len(scores) < 2:
-            _warn(f"An interval of the mean needs at least two scores, but there are {len(scores)}: it is NaN.")
         level = self.confidence_level if level is None else level
-        return bootstrap_mean_interval(scores, level, num_bootstraps, seed)
+        if not 0 < level < 1:
+            raise ValueError(f"Expected a confidence level in (0, 1), such as 0.95, but got {level!r}.")
+        with self._synced():
+            state = self.moments if self.reduction == "mean" else moments_state(self._scores().tolist())
+        count, mean, spread, third = moments_of(state)
+        if count < MIN_SCORES_FOR_INTERVAL:
+            warn_caller(
+                f"An interval of the mean needs at least {MIN_SCORES_FOR_INTERVAL} scores, but there are {count}: it "
+                "is NaN."
+            )
+            ends = (math.nan, math.nan)
+        else:
+            ends = interval_of_moments(count, mean, spread, third, level)
+        low, high = (torch.tensor(end, dtype=torch.float32, device=self.device) for end in ends)
+        return low, high
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plot one value or several (of ``forward`` or ``compute``; by default ``compute()``) on the scale 1..5.
 
         Needs matplotlib: ``pip install 'vqr1-metric[plot]'``. Returns the figure and the axes.
         """
-        return self._plot(val, ax)
+        return self._plot(val, ax)  # what every metric of torchmetrics calls here
 
     def offload(self) -> None:
         """Move the weights to the CPU; the next update brings them back. Affects all scorers that share them."""
@@ -295,145 +342,184 @@ class VisualQualityR1Score(Metric):
         """Shown by ``repr``."""
         return f"{self.scorer!r}, reduction={self.reduction!r}"
 
-    # ---------------------------------------------------------------- how torchmetrics treats the states
+    def _results_of(self, images: Images) -> list[ImageScore]:
+        """Score pictures; those that this forward has scored already are not scored again."""
+        if isinstance(images, (list, tuple)) and images and all(isinstance(image, ImageScore) for image in images):
+            return list(images)
+        if self._again:
+            return self._again.pop(0)
+        results = self.scorer.score(images, on_error=self.on_error)
+        if self._in_forward:
+            self._scored.append(results)
+        return results
+
+    def _own_fingerprint(self) -> Tensor:
+        """What must agree for scores to be averaged, and for metrics of a collection to share a pass: never zeros."""
+        recipe = [self.scorer.identity(), self.on_error, f"{type(self).__module__}.{type(self).__qualname__}"]
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).digest()[:_FINGERPRINT_BYTES]
+        # Bytes and not one number, because compute groups compare states with a relative tolerance.
+        return torch.tensor(list(digest), device=self.device)
+
+    def _scores(self) -> Tensor:
+        scores = self.scores if isinstance(self.scores, list) else [self.scores]  # one tensor when synced
+        return torch.cat(scores) if scores else torch.zeros(0, device=self.device)
+
+    def _list_states(self) -> dict[str, torch.dtype]:
+        states = {} if self.reduction == "mean" else {"scores": torch.float32}
+        return states | ({"records": torch.uint8} if self.keep_details else {})
+
+    def _check_placement(self) -> None:
+        """NCCL gathers from GPUs only: say so at the first picture and not when the epoch is over."""
+        if self.device.type != "cpu" or not self.sync_on_compute or not torch.distributed.is_available():
+            return
+        if torch.distributed.is_initialized() and torch.distributed.get_backend(self.process_group) == "nccl":
+            raise RuntimeError(
+                "This process group uses NCCL, which gathers from GPUs only, but the metric's states are on the CPU: "
+                "call metric.to(device) with this process's GPU once. It moves some numbers, never the judge."
+            )
+
+    def _need_details(self) -> None:
+        if not self.keep_details:
+            raise RuntimeError(
+                "Details are not kept: make the metric with keep_details=True. scorer.score has them too."
+            )
+
+    def _synced(self) -> AbstractContextManager[None]:
+        """The states of all processes, as in ``compute``; the body must not raise."""
+        return self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
+
+    # ------------------------------------- private names of torchmetrics and torch, each for want of a public one
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> VisualQualityR1Score:
         # Follow to another device, not to another dtype: `module.to(torch.float16)` would round the scores.
-        device = fn(torch.zeros(1, device=self.device)).device
-        return super()._apply(lambda tensor: tensor.to(device), exclude_state)
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        for name in set(self._defaults) & set(self._rows_shape):
-            if isinstance(getattr(self, name), list) and not getattr(self, name):
-                # torchmetrics would send a one-dimensional tensor, which cannot meet the (N, 401) of other ranks.
-                setattr(self, name, [torch.zeros(0, *self._rows_shape[name], device=self.device)])
-        super()._sync_dist(*args, **kwargs)
+        super()._apply(keep_dtype, exclude_state)
+        return self
 
-    def _wrap_compute(self, compute: Callable) -> Callable:
+    def _wrap_compute(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        # torchmetrics clones the value, which must be usable in a loss, and makes a scalar of a single score.
         wrapped = super()._wrap_compute(compute)
 
         @functools.wraps(compute)
         def computed(*args: Any, **kwargs: Any) -> Tensor:
-            with torch.inference_mode(False):  # torchmetrics clones the value, which must be usable in a loss
-                value = wrapped(*args, **kwargs)
-            return value if self.reduction == "mean" else value.reshape(-1)  # it squeezes a single score, too
+            with torch.inference_mode(False):
+                value: Tensor = wrapped(*args, **kwargs)
+            return value if self.reduction == "mean" else value.reshape(-1)
 
         return computed
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The hook of nn.Module where what is loaded can be refused before anything changes.
         stored = state_dict.get(f"{prefix}fingerprint")
-        if stored is not None:
-            _same_configuration(torch.stack([self.fingerprint, stored.to(self.device)]))
+        if stored is not None and bool(stored.any()):
+            _same_fingerprint(torch.stack([self._own_fingerprint(), stored.to(self.device)]))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    @contextmanager
-    def _synced(self) -> Iterator[None]:
-        """The states of all processes, as in ``compute``; the body must not raise."""
-        fresh = not self._is_synced
-        should_sync = self.sync_on_compute and fresh
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=should_sync, should_unsync=fresh):
-            yield
-
-    def _rows(self, name: str) -> Tensor:
-        return self._concatenated(getattr(self, name), name)
-
-    def _local_scores(self) -> Tensor:
-        return self._concatenated(self._cache["scores"] if self._is_synced else self.scores, "scores")
-
-    def _concatenated(self, state: list[Tensor] | Tensor, name: str) -> Tensor:
-        if isinstance(state, list) and not state:
-            return torch.zeros(0, *self._rows_shape[name], device=self.device)
-        return dim_zero_cat(state)
 
 
 def visual_quality_r1_score(
-    images: ImageLike | Sequence[ImageLike],
-    scorer: QualityScorer,
+    images: Images,
+    scorer: QualityScorer | str,
     differentiable: bool = False,
     reduction: Reduction | None = "mean",
     *,
     on_error: Literal["nan", "raise"] = "nan",
+    data_range: DataRange | None = None,
+    clamp: bool | None = None,
 ) -> Tensor:
     """Quality of pictures on a scale of 1 to 5, as :class:`VisualQualityR1Score` computes it.
 
     Args:
         images: as for :class:`VisualQualityR1Score`.
-        scorer: the model and how to use it; keep one and pass it to every call.
+        scorer: the model and how to use it; keep one and pass it to every call. Or the name of a model, such as
+            ``"nano"``.
         differentiable: return expected scores with gradients to floating pixels, for a loss or reward to be
             *maximised* (``loss = -visual_quality_r1_score(...)``). The judge's weights are frozen and get no ``.grad``;
             under ``torch.no_grad()`` there is no graph. Needs a scorer with ``mode="score"``. A bad picture raises,
             since NaN would ruin the weights in training.
         reduction: ``"mean"`` over the pictures that have a score, or ``"none"``.
         on_error: ``"nan"`` or ``"raise"``, for a picture that cannot be read.
+        data_range, clamp: as for :class:`VisualQualityR1Score`.
 
     Returns:
         Tensor of shape ``()``, or ``(B,)`` for ``"none"``, in [1, 5] or NaN; on the device of the first picture that is
         a tensor, otherwise on the CPU; float32 (float64 if differentiable and the model is float64).
 
     Raises:
+        ImageContractError: for tensors and arrays of another form or range, or what is no picture.
         ImageError: for a bad or missing picture, if ``differentiable`` or ``on_error="raise"``.
     """
-    reduction, scorer = _checked_reduction(reduction), _checked_scorer(scorer)
-    images = split_images(images)
-    device = next((image.device for image in images if isinstance(image, Tensor)), torch.device("cpu"))
+    reduction = _checked_reduction(reduction)
+    scorer = _named_scorer(scorer) if isinstance(scorer, str) else _checked_scorer(scorer)
+    if data_range is not None or clamp is not None:
+        scorer = scorer.replace(data_range=data_range, clamp=clamp)
+    split = split_images(images)
+    device = next((image.device for image in split if isinstance(image, Tensor)), torch.device("cpu"))
     if not differentiable:
+        warn_if_detached(split, differentiable)
         with torch.inference_mode(False), torch.no_grad():
-            return _reduce(_scores_of(scorer.score(images, on_error=on_error), device), reduction)
+            results = scorer.score(split, on_error=on_error)
+            scores = _scores_of(results, device)
+            if reduction == "none":
+                return scores
+            failed = [result for result in results if result.error is not None]
+            if failed:
+                warn_caller(f"{_failures(failed, len(results))} reduction='none' returns them as NaN.")
+            elif not results:
+                warn_caller("There are no pictures, so the mean is NaN.")
+            return scores.nanmean()
     if scorer.mode != "score":
         raise ValueError(f"Expected a scorer with mode='score' for differentiable=True, but got mode={scorer.mode!r}.")
+    if not split:
+        raise ImageError("Expected at least one picture, but got none.")
     grad = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
-        return _reduce(scorer.distributions(images, differentiable=grad).mean.to(device), reduction)
+        means = scorer.distributions(split, differentiable=True).mean.to(device)
+        return means if reduction == "none" else means.mean()
 
 
-def _reduce(scores: Tensor, reduction: Reduction, warn_if_empty: bool = True) -> Tensor:
-    """All scores, or the mean of those that are not NaN; NaN where there is none."""
-    if reduction == "none":
-        return scores
-    there = scores[~scores.isnan()]
-    if len(there) == 0:
-        if warn_if_empty:
-            _warn("Not one picture has a score, so the mean is NaN.")
-        return scores.new_tensor(torch.nan)
-    return there.mean()
+@functools.lru_cache(maxsize=8)
+def _named_scorer(model: str) -> QualityScorer:
+    return QualityScorer(model)
 
 
 def _scores_of(results: Sequence[ImageScore], device: torch.device) -> Tensor:
     return torch.tensor([result.score for result in results], dtype=torch.float32, device=device)
 
 
-def _stacked(results: Sequence[ImageScore]) -> ScoreDistribution:
-    if not results:
-        return ScoreDistribution(torch.zeros(0, GRID_SIZE))
-    return ScoreDistribution.stack([result.distribution.to("cpu", torch.float32) for result in results])
+def _failures(failed: Sequence[ImageScore], total: int) -> str:
+    first = failed[0]
+    error = first.error or ""
+    reason = error if error.startswith(first.name) else f"{first.name}: {error}"
+    more = ", ..." if len(failed) > 1 else ""
+    return f"{len(failed)} of {total} pictures have no score and are left out of the mean: {reason}{more}."
 
 
-def _same_configuration(fingerprints: Tensor) -> Tensor:
-    """Reduce fingerprints, shape ``(n, bytes)``, to the one they must all be."""
-    if bool((fingerprints != fingerprints[0]).any()):
+def _same_fingerprint(fingerprints: Tensor) -> Tensor:
+    """Reduce fingerprints, ``(n, bytes)``, to the one they must all be; zeros, without pictures, agree with any."""
+    known = fingerprints[fingerprints.any(1)]
+    if len(known) == 0:
+        return fingerprints[0]
+    if bool((known != known[0]).any()):
         raise ValueError(
             "Expected scores of one model with the same settings in every metric state and on every rank, but got "
-            "different ones: they must not be averaged. Compare model, revision, dtype, mode and pixel limits."
+            "different ones: they must not be averaged. Compare model, revision, dtype, mode, pixel limits, "
+            "data_range, clamp and on_error."
         )
-    return fingerprints[0]
-
-
-def _reason(result: ImageScore) -> str:
-    error = result.error or ""
-    return error if error.startswith(result.name) else f"{result.name}: {error}"
+    return known[0]
 
 
 def _checked_reduction(reduction: str | None) -> Reduction:
-    if reduction not in ("mean", "none", None):
-        raise ValueError(f"Expected reduction to be 'mean' or 'none', but got {reduction!r}.")
-    return reduction or "none"
+    if reduction == "mean":
+        return "mean"
+    if reduction in ("none", None):
+        return "none"
+    raise ValueError(f"Expected reduction to be 'mean' or 'none', but got {reduction!r}.")
 
 
 def _checked_scorer(scorer: QualityScorer) -> QualityScorer:
     if not isinstance(scorer, QualityScorer):
         raise ValueError(f"Expected a QualityScorer, such as QualityScorer('nano'), but got {scorer!r}.")
     return scorer
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=3)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from vqr1_metric.functional.distribution import GRID_SIZE, ScoreDistribution
@@ -51,14 +54,36 @@ class ImageScore:
         return self.error is None and min(self.coverage, self.tag_probability) >= LOW_RELIABILITY
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Central interval of the score distribution; NaN where there is no score."""
+        """Central interval that holds at least ``level`` of the probability; NaN where there is no score."""
         low, high = self.distribution.interval(level)
         return float(low), float(high)
+
+    def to_dict(self, *, probabilities: bool = False) -> dict[str, object]:
+        """Plain values for a table or for JSON; None where there is no number.
+
+        Args:
+            probabilities: with the whole distribution, and the values it belongs to where they are not 1.00 .. 5.00.
+        """
+        numbers = {
+            "score": self.score, "std": self.std, "coverage": self.coverage, "tag_probability": self.tag_probability,
+        }  # fmt: skip
+        row: dict[str, object] = {"name": self.name}
+        row |= {name: None if math.isnan(value) else value for name, value in numbers.items()}
+        row["reliable"], row["error"] = self.reliable, self.error
+        row["replies"] = [
+            {"score": None if math.isnan(r.score) else r.score, "reason": r.reason, "reasoning": r.reasoning}
+            for r in self.replies
+        ]
+        if probabilities:
+            row["probabilities"] = None if self.error is not None else self.distribution.probabilities.tolist()
+            if self.distribution.values is not None:
+                row["values"] = list(self.distribution.values)
+        return row
 
     @classmethod
     def of(cls, name: str, distribution: ScoreDistribution, replies: Sequence[ParsedReply] = ()) -> ImageScore:
         """The result for one distribution; without a score if the model gives no mass to any (a row of NaN)."""
-        d = distribution
+        d = distribution.clone()  # its own numbers, not a view of a batch, all of which a pickle would hold
         if math.isnan(float(d.mean)):
             return cls.failed(name, f"{name}: the model gives no probability to any score", replies)
         return cls(name, float(d.mean), float(d.std), float(d.coverage), float(d.tag_probability), d, tuple(replies))
@@ -70,9 +95,59 @@ class ImageScore:
         return cls(name, math.nan, math.nan, math.nan, math.nan, nothing, tuple(replies), error)
 
 
+def pack_results(results: Sequence[ImageScore]) -> bytes:
+    """Results as bytes that hold no code, one record after the other: a line of JSON, then the probabilities."""
+    packed = []
+    for result in results:
+        d = result.distribution
+        probabilities = d.probabilities.detach().cpu().numpy()
+        head = {
+            "name": result.name,
+            "numbers": [result.score, result.std, result.coverage, result.tag_probability],
+            "error": result.error,
+            "replies": [[reply.score, reply.reason, reply.reasoning] for reply in result.replies],
+            "dtype": probabilities.dtype.str,
+            "count": probabilities.size,
+            "values": d.values,
+            "answers": d.answers,
+        }
+        packed.append(json.dumps(head).encode() + b"\n" + probabilities.tobytes())
+    return b"".join(packed)
+
+
+def unpack_results(packed: bytes) -> list[ImageScore]:
+    """What :func:`pack_results` was given."""
+    results, start = [], 0
+    while start < len(packed):
+        end = packed.index(b"\n", start)
+        head = json.loads(packed[start:end])
+        dtype, count = np.dtype(head["dtype"]), head["count"]
+        numbers = np.frombuffer(packed, dtype, count, end + 1)
+        start = end + 1 + numbers.nbytes
+        score, std, coverage, tag_probability = head["numbers"]
+        probabilities = torch.from_numpy(numbers.copy())
+        distribution = ScoreDistribution(
+            probabilities,
+            probabilities.new_tensor(coverage),
+            probabilities.new_tensor(tag_probability),
+            None if head["values"] is None else tuple(head["values"]),
+            None if head["answers"] is None else tuple(head["answers"]),
+        )
+        replies = tuple(ParsedReply(*reply) for reply in head["replies"])
+        results.append(
+            ImageScore(head["name"], score, std, coverage, tag_probability, distribution, replies, head["error"])
+        )
+    return results
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Two pictures side by side; ``win_probability`` is that ``a`` looks better, a tie counting half."""
+    """Two pictures side by side, in the order of their expected scores, as everywhere (rank, BestOfN, the metric).
+
+    ``win_probability`` is the probability that a score drawn for ``a`` is above one drawn for ``b``, an equal one
+    counting half. It says how sure the order is. Where it is near a half, or above a half for the picture with the
+    lower expected score (a skewed distribution can do that), the two tie.
+    """
 
     a: ImageScore
     b: ImageScore
@@ -85,12 +160,12 @@ class Comparison:
 
     @property
     def winner(self) -> Literal["a", "b", "tie"] | None:
-        """The better one, ``"tie"`` where the comparison is a coin toss, None where a picture has no score."""
+        """The one with the higher expected score, ``"tie"`` as above, None where a picture has no score."""
         if math.isnan(self.win_probability):
             return None
-        if abs(self.win_probability - 0.5) < TIE_MARGIN:
+        if _ties(self.win_probability, self.a.score - self.b.score):
             return "tie"
-        return "a" if self.win_probability > 0.5 else "b"
+        return "a" if self.a.score > self.b.score else "b"
 
 
 @dataclass(frozen=True)
@@ -98,12 +173,11 @@ class RankedImage:
     """A place in a ranking, best first.
 
     Args:
-        rank: from 1; pictures that tie with the first of their group share its rank; None for a picture without a
-            score.
+        rank: from 1; pictures that all tie with each other share one; None for a picture without a score.
         index: position in the input.
         result: its score.
-        beats_next: win probability against the next picture of the ranking; None for the last and where there is no
-            score.
+        beats_next: win probability against the next picture of the ranking (below a half only where they tie); None
+            for the last and where there is no score.
         tied: does another picture share the rank?
     """
 
@@ -115,24 +189,38 @@ class RankedImage:
 
 
 def rank_results(results: Sequence[ImageScore]) -> list[RankedImage]:
-    """Order results by score, best first; pictures without a score come last.
+    """Order results by expected score, best first; pictures without a score come last.
 
-    A picture shares the rank of the first of the group above it if the comparison with that one is a coin toss.
+    Agrees with :class:`Comparison`: pictures that share a rank tie, each with each, and one of a better rank never
+    loses a comparison with one of a worse rank.
     """
     order = sorted(range(len(results)), key=lambda i: (math.isnan(results[i].score), -results[i].score, i))
     ranks: list[int | None] = []
-    leader = 0
+    group: list[int] = []
     for place, index in enumerate(order):
         if math.isnan(results[index].score):
             ranks.append(None)
             continue
-        if Comparison.of(results[order[leader]], results[index]).winner != "tie":
-            leader = place
-        ranks.append(leader + 1)
+        if not group or not _ties_with_all([results[i] for i in group], results[index]):
+            group, rank = [], place + 1
+        group.append(index)
+        ranks.append(rank)
     ranked = []
+    shared = Counter(rank for rank in ranks if rank is not None)
     for place, index in enumerate(order):
         following = results[order[place + 1]] if place + 1 < len(order) else None
         chance = math.nan if following is None else Comparison.of(results[index], following).win_probability
-        shared = ranks[place] is not None and ranks.count(ranks[place]) > 1
-        ranked.append(RankedImage(ranks[place], index, results[index], None if math.isnan(chance) else chance, shared))
+        own = ranks[place]
+        tied = own is not None and shared[own] > 1
+        ranked.append(RankedImage(own, index, results[index], None if math.isnan(chance) else chance, tied))
     return ranked
+
+
+def _ties(win_probability: float, lead: float) -> bool:
+    """Is a comparison undecided, given the lead of one over the other in expected score?"""
+    return abs(win_probability - 0.5) < TIE_MARGIN or (win_probability - 0.5) * lead <= 0
+
+
+def _ties_with_all(group: Sequence[ImageScore], newcomer: ImageScore) -> bool:
+    chances = win_probability(ScoreDistribution.stack([r.distribution for r in group]), newcomer.distribution).tolist()
+    return all(_ties(chance, member.score - newcomer.score) for chance, member in zip(chances, group, strict=True))

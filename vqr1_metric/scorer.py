@@ -10,9 +10,11 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vqr1_metric._warnings import warn_caller
 from vqr1_metric.answering import (
     ask,
     check_mode,
@@ -29,8 +31,19 @@ from vqr1_metric.backends.loading import SharedModel, forget, newest, shared
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.backends.spec import EMBEDDED, ModelSpec
 from vqr1_metric.functional.distribution import ScoreDistribution
-from vqr1_metric.images import ImageError, ImageLike, describe, load_image, split_images
-from vqr1_metric.images.ahead import read_pictures
+from vqr1_metric.images import (
+    UNIT_RANGE,
+    DataRange,
+    FloatRange,
+    ImageError,
+    ImageLike,
+    Images,
+    check_images,
+    describe,
+    load_image,
+    split_images,
+)
+from vqr1_metric.images.ahead import read_images
 from vqr1_metric.images.find import ImageFinder
 from vqr1_metric.protocol import PROMPT_VERSION, VISUALQUALITY_R1, Mode, Question, find_question
 from vqr1_metric.results import Comparison, ImageScore, RankedImage, rank_results
@@ -74,6 +87,11 @@ class QualityScorer:
             are for ``mode="score"``. A score is the expected value of the answers.
         add_vision_id: write "Picture 1: " before the picture, as the authors' scripts do and their training does not;
             None does so in ``sample`` mode only.
+        data_range: what floating tensors and arrays hold: ``(low, high)`` of black and white, such as ``(-1, 1)``, or
+            one number for ``(0, high)``. uint8 and files are not affected.
+        clamp: take floats beyond ``data_range`` as black or white. Without, they raise
+            :class:`~vqr1_metric.images.ImageContractError`: the output of a network overshoots, and so do bicubic
+            resizes, but values of another range would be scored as noise.
         backend: a ready :class:`~vqr1_metric.backends.base.ScoringBackend`, instead of ``model``.
 
     Example:
@@ -106,6 +124,8 @@ class QualityScorer:
         thinking: bool = False,
         add_vision_id: bool | None = None,
         question: str | Question = VISUALQUALITY_R1,
+        data_range: DataRange = (0.0, 1.0),
+        clamp: bool = False,
         backend: ScoringBackend | None = None,
     ) -> None:
         self.question = find_question(question)
@@ -129,6 +149,7 @@ class QualityScorer:
         self._batches = Batches()
         self.thinking = thinking
         self.add_vision_id = mode == "sample" if add_vision_id is None else add_vision_id
+        self.floats = FloatRange.of(data_range, clamp)
         self._given_backend = backend
         self._shared: SharedModel | None = None  # the model as its files were when this scorer first used it
         self._warned = False
@@ -137,7 +158,7 @@ class QualityScorer:
 
     def score(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: Images,
         *,
         prompts: str | Sequence[str] | None = None,
         on_error: Literal["nan", "raise"] = "nan",
@@ -145,22 +166,31 @@ class QualityScorer:
         """Score pictures, in input order.
 
         Args:
-            images: a tensor ``(B, C, H, W)`` or ``(C, H, W)`` (uint8, or floating in [0, 1], any device), a path,
-                bytes, a PIL picture, an array, or a list of these with any sizes.
+            images: a tensor ``(B, C, H, W)`` or ``(C, H, W)`` (uint8, or floating in ``data_range``, any device), a
+                path, a folder, bytes, an open file, a PIL picture, an array (RGB), or a list or iterator of these with
+                any sizes; see :func:`~vqr1_metric.images.iterate_images`.
             prompts: what each image was made from, or one text for all, where the question asks about it.
             on_error: ``"nan"`` gives a bad picture the score NaN and its reason; ``"raise"`` raises
                 :class:`~vqr1_metric.images.ImageError` at the first, before anything is scored.
+
+        Raises:
+            ImageContractError: for tensors and arrays of another form or range, or what is no picture at all, before
+                anything is scored.
         """
-        images = split_images(images)
-        if on_error == "raise":
-            images = [load_image(image, describe(image, i)) for i, image in enumerate(images)]
-        elif on_error != "nan":
+        if on_error not in ("nan", "raise"):
             raise ValueError(f"Expected on_error 'nan' or 'raise', but got {on_error!r}.")
-        return list(self.stream(images, prompts=prompts_of(self.question, prompts, len(images))))
+        split = self._checked(images)
+        texts = prompts_of(self.question, prompts, len(split))
+        if on_error == "nan":
+            return list(self._stream(split, texts, self.floats))
+        names = [describe(image, i) for i, image in enumerate(split)]
+        loaded = [load_image(image, name, self.floats) for image, name in zip(split, names, strict=True)]
+        results = self._stream(loaded, texts, UNIT_RANGE)
+        return [replace(result, name=name) for result, name in zip(results, names, strict=True)]
 
     def stream(
         self,
-        images: Iterable[ImageLike],
+        images: Images,
         *,
         prompts: str | Iterable[str] | None = None,
         in_order: bool = True,
@@ -168,16 +198,28 @@ class QualityScorer:
         """Like :meth:`score`, one result after the other, in memory that does not grow with the number of pictures.
 
         Args:
-            images, prompts: as for :meth:`score`.
+            images, prompts: as for :meth:`score`. A list, tensor or array is checked as a whole before the first
+                result, an iterator item by item.
             in_order: give the results in the order of the images. False gives those of a batch as soon as it has been
                 through the model: within 64 images, those of like size come together.
         """
+        at_hand = isinstance(images, (list, tuple, Tensor, np.ndarray))
+        return self._stream(self._checked(images) if at_hand else images, prompts, self.floats, in_order)
+
+    def _checked(self, images: Images) -> list[ImageLike]:
+        split = split_images(images)
+        check_images(split, self.floats, [describe(image, i) for i, image in enumerate(split)])
+        return split
+
+    def _stream(
+        self, images: Images, prompts: str | Iterable[str] | None, floats: FloatRange, in_order: bool = True
+    ) -> Iterator[ImageScore]:
         names: list[str] = []
         window: list[Tensor | ImageError] = []
         asked: list[Question] = []
         held = 0
         questions = questions_of(self.question, prompts)
-        for name, pixels in read_pictures(images):
+        for name, pixels in read_images(images, floats):
             names.append(name)
             window.append(pixels)
             asked.append(next(questions))
@@ -204,7 +246,7 @@ class QualityScorer:
 
     def distributions(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: Images,
         *,
         prompts: str | Sequence[str] | None = None,
         differentiable: bool = False,
@@ -217,7 +259,9 @@ class QualityScorer:
             differentiable: keep the autograd graph from the pixels of floating tensors to the distribution. The weights
                 are frozen and get no gradient. Every batch's activations stay in memory until the backward pass.
         """
-        pixels = [load_image(image, describe(image, i)) for i, image in enumerate(split_images(images))]
+        split = self._checked(images)
+        warn_if_detached(split, differentiable)
+        pixels = [load_image(image, describe(image, i), self.floats) for i, image in enumerate(split)]
         if not pixels:
             raise ImageError("Expected at least one picture, but got none.")
         questions = list(
@@ -233,7 +277,7 @@ class QualityScorer:
 
     def ask(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: Images,
         questions: Sequence[str | Question],
         *,
         prompts: str | Sequence[str] | None = None,
@@ -251,13 +295,13 @@ class QualityScorer:
         asked = [find_question(question) for question in questions]
         if len({question.name for question in asked}) < max(1, len(asked)) or any(q.images > 1 for q in asked):
             raise ValueError(f"Expected questions about one image, with different names, but got {questions}.")
-        images = split_images(images)
-        texts = [prompts_of(question, prompts, len(images)) for question in asked]
-        answers: list[dict[str, ImageScore]] = [{} for _ in images]
-        names, good, pixels = [describe(image, i) for i, image in enumerate(images)], [], []
-        for i, image in enumerate(images):
+        split = self._checked(images)
+        texts = [prompts_of(question, prompts, len(split)) for question in asked]
+        answers: list[dict[str, ImageScore]] = [{} for _ in split]
+        names, good, pixels = [describe(image, i) for i, image in enumerate(split)], [], []
+        for i, image in enumerate(split):
             try:
-                pixels.append(load_image(image, names[i]))
+                pixels.append(load_image(image, names[i], self.floats))
                 good.append(i)
             except ImageError as error:
                 answers[i] = {question.name: ImageScore.failed(names[i], str(error)) for question in asked}
@@ -294,7 +338,8 @@ class QualityScorer:
         mirrored = zip(asked.values, reversed(asked.values), strict=True)
         if asked.images != 2 or len({round(value + other, 9) for value, other in mirrored}) > 1:
             raise ValueError(f"Expected a question about two images with mirrored values, but got {asked.name!r}.")
-        first, second = (load_image(image, describe(image, i)) for i, image in enumerate((a, b)))
+        pair = self._checked([a, b])
+        first, second = (load_image(image, describe(image, i), self.floats) for i, image in enumerate(pair))
         with torch.no_grad():
             both = self.backend.distributions([(first, second), (second, first)], self.pixel_config, question=asked)
         both = both.to("cpu")
@@ -302,11 +347,11 @@ class QualityScorer:
         return ImageScore.of(f"{describe(a, 0)} before {describe(b, 1)}", turned.mixture())
 
     def compare(self, a: ImageLike, b: ImageLike) -> Comparison:
-        """Which of two pictures looks better, and how surely."""
+        """Which of two pictures has the higher expected score, and how sure that is."""
         return Comparison.of(*self.score([a, b]))
 
-    def rank(self, images: ImageLike | Sequence[ImageLike]) -> list[RankedImage]:
-        """Pictures ordered best first, ties marked where a comparison is a coin toss."""
+    def rank(self, images: Images) -> list[RankedImage]:
+        """Pictures ordered by expected score, best first; ties as :class:`~vqr1_metric.results.Comparison` has them."""
         return rank_results(self.score(images))
 
     def explain(self, image: ImageLike) -> ImageScore:
@@ -372,8 +417,8 @@ class QualityScorer:
 
         By content and as resolved: hashes of weights, adapter, tokenizer, chat template, preprocessing and
         configuration, never their path; the dtype that None means here; pixel limits of the model where none were
-        given; the question; sampling only in a mode that samples; of a server its address, model and options. Where
-        the model runs is no part of it, nor what only changes the speed.
+        given; the question; what floating pixels mean; sampling only in a mode that samples; of a server its address,
+        model and options. Where the model runs is no part of it, nor what only changes the speed.
 
         All values can be written as JSON. No weights are loaded, but those of a model on the Hub are downloaded. It
         stays the same as long as this scorer is not unloaded: one whose files were overwritten meanwhile refuses to
@@ -393,6 +438,8 @@ class QualityScorer:
             "max_pixels": limits.max_pixels,
             "question": PROMPT_VERSION if self.question == VISUALQUALITY_R1 else self.question.identity(),
             "mode": self.mode,
+            "data_range": list(self.floats.data_range),
+            "clamp": self.floats.clamp,
             "sampling": sampling,
             "deterministic": self.deterministic,
         }
@@ -425,11 +472,16 @@ class QualityScorer:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_shared": None}
 
-    def replace(self, *, mode: Mode) -> QualityScorer:
-        """The same scorer in another mode, sharing the weights."""
+    def replace(
+        self, *, mode: Mode | None = None, data_range: DataRange | None = None, clamp: bool | None = None
+    ) -> QualityScorer:
+        """The same scorer in another mode or for other pixel values, sharing the weights; None keeps what there is."""
+        mode = self.mode if mode is None else mode
         check_mode(mode, self.question)
+        data_range = self.floats.data_range if data_range is None else data_range
+        floats = FloatRange.of(data_range, self.floats.clamp if clamp is None else clamp)
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, mode=mode)
+        other.__dict__.update(self.__dict__, mode=mode, floats=floats)
         return other
 
     def __copy__(self) -> QualityScorer:
@@ -506,3 +558,15 @@ class QualityScorer:
                     "load the weights with fewer bits (dtype, quantization), or free memory"
                 )
             yield batch, outcome
+
+
+def warn_if_detached(images: Sequence[ImageLike], differentiable: bool) -> None:
+    """Say once for a line that a score without gradients is computed of pixels that want them."""
+    if differentiable or not torch.is_grad_enabled():
+        return
+    if any(isinstance(image, Tensor) and image.requires_grad for image in images):
+        warn_caller(
+            "These images require gradients, but the scores have none: pass differentiable=True to train through "
+            "them, or images.detach() to only look. This is said once for this line.",
+            once="detached",
+        )

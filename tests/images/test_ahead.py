@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vqr1_metric.images import ImageError, ahead
-from vqr1_metric.images.ahead import read_pictures
+from vqr1_metric.images.ahead import read_images
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def files(tmp_path):
 def test_pictures_come_in_order_whatever_they_are(files):
     files[3].write_bytes(b"nothing")
     mixed = [*files[:5], torch.full((3, 8, 8), 99, dtype=torch.uint8), files[6].read_bytes(), Image.open(files[7])]
-    read = list(read_pictures(mixed))
+    read = list(read_images(mixed))
     values = [pixels if isinstance(pixels, ImageError) else int(pixels[0, 0, 0]) for _, pixels in read]
     assert values[:3] + values[4:] == [0, 1, 2, 4, 99, 6, 7]
     assert isinstance(values[3], ImageError) and "03.png" in str(values[3])
@@ -35,9 +35,11 @@ def test_pictures_come_in_order_whatever_they_are(files):
 def test_files_are_decoded_while_the_caller_works_and_not_too_many(files, monkeypatch):
     decoded = []
     load = ahead.load_image
-    monkeypatch.setattr(ahead, "load_image", lambda image, name: decoded.append(threading.get_ident()) or load(image))
+    monkeypatch.setattr(
+        ahead, "load_image", lambda image, name, floats: decoded.append(threading.get_ident()) or load(image)
+    )
     monkeypatch.setattr(ahead, "AHEAD_PIXELS", 20 * 30 * 10)  # ten pictures of this size
-    stream = read_pictures(files)
+    stream = read_images(files)
     next(stream)
     next(stream)
     deadline = time.monotonic() + 10
@@ -52,7 +54,7 @@ def test_files_are_decoded_while_the_caller_works_and_not_too_many(files, monkey
 
 def test_tensors_are_not_read_ahead():
     taken = []
-    stream = read_pictures(taken.append(i) or torch.zeros(3, 4, 4, dtype=torch.uint8) for i in range(50))
+    stream = read_images(taken.append(i) or torch.zeros(3, 4, 4, dtype=torch.uint8) for i in range(50))
     next(stream)
     assert taken == [0]
 
@@ -60,5 +62,5 @@ def test_tensors_are_not_read_ahead():
 def test_threads_leave_the_warning_filters_as_they_were(files):
     before = list(warnings.filters)
     for _ in range(5):
-        assert len(list(read_pictures(files))) == 40
+        assert len(list(read_images(files))) == 40
     assert warnings.filters == before

@@ -22,24 +22,31 @@ def main(rank: int, world: int, folder: str, model: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     scorer = QualityScorer(model, device="cpu", dtype="float32")
-    images, seen = pictures(5), {}
+    images, seen = pictures(8), {}
 
     # Uneven: three pictures in two updates against one, then two against none.
     mean = VisualQualityR1Score(scorer=scorer)
-    every = VisualQualityR1Score(scorer=scorer, reduction="none", keep_distributions=True)
+    every = VisualQualityR1Score(scorer=scorer, reduction="none", keep_details=True)
     for metric in (mean, every):
         for batch in [images[:2], images[2:3]] if rank == 0 else [images[3:4]]:
             metric.update(batch)
     seen["mean"], seen["every"] = mean.compute(), every.compute()
-    seen["interval"] = mean.confidence_interval()
+    if rank == 0:
+        several = VisualQualityR1Score(scorer=scorer)
+        several.update(images[:5])
+    else:
+        several = VisualQualityR1Score(scorer=scorer)
+        several.update(images[5:])
+    seen["interval"] = several.confidence_interval()
     seen["distributions"] = every.distributions().probabilities
-    seen["local"] = [len(mean.details()), len(mean.distributions()), len(mean.scores)]
+    seen["local"] = [len(every.details()), len(every.scores), int(mean.moments[0].sum())]
+    seen["all details"] = len(every.distributions())
     if rank == 1:
-        mean.update(images[4:])
+        mean.update(images[4:5])
     seen["mean of five"] = mean.compute()
 
     # Empty: rank 1 never updates; with keep_distributions it must still send a matrix.
-    empty = VisualQualityR1Score(scorer=scorer, reduction="none", keep_distributions=True)
+    empty = VisualQualityR1Score(scorer=scorer, reduction="none", keep_details=True)
     if rank == 0:
         empty.update(images[:2])
     seen["one rank empty"], seen["one rank empty, distributions"] = empty.compute(), empty.distributions().coverage
@@ -63,7 +70,7 @@ def main(rank: int, world: int, folder: str, model: str) -> None:
         other.compute()
     except ValueError as error:
         seen["refused"] = str(error)
-    seen["kept"] = [len(other.details()), torch.cat(other.scores)]
+    seen["kept"] = other.moments.double().sum(1)[:2]
     dist.destroy_process_group()
     # Threads of the group that outlive it now and then abort the process as the interpreter ends.
     seen["threads"] = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]

@@ -1,8 +1,9 @@
 """`VisualQualityR1Score` and its functional twin on a tiny real model: one set of inputs, then every convention."""
 
 import copy
-import math
 import pickle
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.wrappers import BootStrapper, MetricTracker, MinMaxMetric, Running
 
 from vqr1_metric import QualityScorer, VisualQualityR1Score, visual_quality_r1_score
-from vqr1_metric.images import ImageError
+from vqr1_metric.functional.intervals import mean_interval
+from vqr1_metric.images import ImageContractError, ImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*only .*% of the model's answers")
 
@@ -96,7 +98,7 @@ def test_the_class_attributes_torchmetrics_reads():
 
 @pytest.mark.parametrize("dist_sync_on_step", [False, True])
 def test_one_model_pass_per_forward(scorer, passes, dist_sync_on_step):
-    metric = VisualQualityR1Score(scorer=scorer, dist_sync_on_step=dist_sync_on_step)
+    metric = VisualQualityR1Score(scorer=scorer, dist_sync_on_step=dist_sync_on_step, keep_details=True)
     images = noise(4, 3, 56, 56)
     first, second = metric(images[:3]), metric(images[3:])
     assert passes == [3, 1] and metric.update_count == 2
@@ -107,7 +109,7 @@ def test_one_model_pass_per_forward(scorer, passes, dist_sync_on_step):
 def test_bad_pictures_lose_nothing_else(scorer, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     good = noise(2, 3, 56, 56)
-    metric = VisualQualityR1Score(scorer=scorer, reduction="none", keep_distributions=True)
+    metric = VisualQualityR1Score(scorer=scorer, reduction="none", keep_details=True)
     with pytest.warns(UserWarning, match=r"2 of 4 pictures.*broken\.png"):
         metric.update([good[0], tmp_path / "broken.png", tmp_path / "missing.png", good[1]])
     metric.update([tmp_path / "missing.png"])  # said once: a second warning would be an error
@@ -122,18 +124,22 @@ def test_bad_pictures_lose_nothing_else(scorer, tmp_path):
         mean.update([good[0], tmp_path / "missing.png", good[1]])
     assert float(mean.compute()) == float(scores[[0, 3]].mean())
     only_bad = [tmp_path / "missing.png"]
-    with pytest.warns(UserWarning, match="Not one picture"):
+    with pytest.warns(UserWarning, match=r"1 of 1 pictures have no score.*no such file"):
         assert visual_quality_r1_score(only_bad, scorer).isnan()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("call", ["update", "forward"])
-def test_on_error_raise_keeps_what_was_stored(scorer, call, tmp_path):
-    metric = VisualQualityR1Score(scorer=scorer, on_error="raise")
+def test_what_raises_leaves_what_was_stored(scorer, call, reduction, tmp_path):
+    metric = VisualQualityR1Score(scorer=scorer, on_error="raise", keep_details=True, reduction=reduction)
     images = noise(2, 3, 56, 56)
     before = metric(images)
     with pytest.raises(ImageError, match=r"missing\.png"):
         getattr(metric, call)([images[0], tmp_path / "missing.png"])
-    assert metric.compute() == before and len(metric.details()) == 2
+    with pytest.raises(ImageContractError, match="clamp"):
+        getattr(metric, call)(images * 1.1)
+    assert torch.equal(metric.compute(), before) and len(metric.details()) == 2
+    assert metric(images[:1]).isfinite().all() and len(metric.details()) == 3
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
@@ -143,10 +149,12 @@ def test_empty_is_nan_with_a_warning(scorer):
     metric = VisualQualityR1Score(scorer=scorer)
     with pytest.warns(UserWarning, match="Not one picture"):
         assert metric(torch.zeros(0, 3, 56, 56)).isnan()
-    with pytest.warns(UserWarning, match="at least two scores"):
+    with pytest.warns(UserWarning, match="at least 5 scores, but there are 0"):
         assert all(bound.isnan() for bound in metric.confidence_interval())
     assert VisualQualityR1Score(scorer=scorer, reduction=None).compute().shape == (0,)
-    assert len(metric.distributions()) == 0 and metric.details() == [] and metric.num_failed == 0
+    assert metric.num_failed == 0
+    kept = VisualQualityR1Score(scorer=scorer, keep_details=True)
+    assert len(kept.distributions()) == 0 and kept.details() == []
     metric.update(noise(2, 3, 56, 56))
     assert metric.compute().isfinite()
 
@@ -170,6 +178,7 @@ def test_weights_are_no_part_of_the_metric(metric):
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: m.clone(), lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_share_the_weights_and_nothing_else(metric, duplicate):
     images = noise(3, 3, 56, 56)
+    metric = VisualQualityR1Score(scorer=metric.scorer, keep_details=True)
     metric.update(images[:2])
     other = duplicate(metric)
     assert other.scorer.backend is metric.scorer.backend
@@ -179,12 +188,17 @@ def test_copies_share_the_weights_and_nothing_else(metric, duplicate):
     metric._computed = None
     assert metric.compute() == before and len(metric.details()) == 2 and len(other.details()) == 3
     assert other.compute() != before
-    assert len(pickle.dumps(metric)) < 100_000  # two distributions and some bytes; the tiny model has 0.8 MB
+    assert len(pickle.dumps(metric)) < 10_000  # two distributions and some bytes; the tiny model has 0.8 MB
 
 
 def test_dtype_and_device_leave_the_scores_alone(metric):
     images = noise(3, 3, 56, 56)
     metric.update(images[:2])
+    every = VisualQualityR1Score(scorer=metric.scorer, reduction="none", keep_details=True)
+    every.update(images[:2])
+    exact = every.compute()
+    torch.nn.ModuleList([every]).half().to(torch.bfloat16)
+    assert torch.equal(every.compute(), exact) and every.distributions().probabilities.dtype == torch.float32
     before, fingerprint = metric.compute(), metric.fingerprint.clone()
     metric.half().double().set_dtype(torch.float16)
     torch.nn.ModuleList([metric]).half().to(torch.bfloat16).to("cpu")
@@ -193,8 +207,8 @@ def test_dtype_and_device_leave_the_scores_alone(metric):
     assert metric.compute() == before and metric.compute().dtype == torch.float32
     assert torch.equal(metric.fingerprint, fingerprint) and metric.fingerprint.dtype == torch.int64
     metric.update(images[2:])
-    assert metric.scores[-1].dtype == torch.float32
-    assert metric.to("meta").scores[0].device.type == "meta" and metric.scorer.backend.device.type == "cpu"
+    assert metric.moments.dtype == torch.float32
+    assert metric.to("meta").moments.device.type == "meta" and metric.scorer.backend.device.type == "cpu"
 
 
 def test_autocast_changes_nothing(scorer, metric):
@@ -208,10 +222,10 @@ def test_autocast_changes_nothing(scorer, metric):
 def test_values_made_in_inference_mode_can_enter_a_loss(tiny_qwen2_5_vl):
     """Also if the weights were loaded there: the differentiable twin needs them outside of it."""
     scorer = QualityScorer(str(tiny_qwen2_5_vl), device="cpu", dtype="float32", attn_implementation="eager")
-    metric = VisualQualityR1Score(scorer=scorer, keep_distributions=True)
+    metric = VisualQualityR1Score(scorer=scorer, keep_details=True)
     assert not scorer.loaded
     with torch.inference_mode():
-        images = noise(2, 3, 56, 56)
+        images = noise(6, 3, 56, 56)
         values = [metric(images), visual_quality_r1_score(images, scorer), metric.compute()]
         values += [*metric.confidence_interval(), metric.distributions().coverage[0]]
     weight = torch.ones((), requires_grad=True)
@@ -225,9 +239,14 @@ def test_values_made_in_inference_mode_can_enter_a_loss(tiny_qwen2_5_vl):
 
 def test_distributions_and_details(scorer):
     images = noise(3, 3, 60, 56)
-    plain, kept = (VisualQualityR1Score(scorer=scorer, keep_distributions=keep) for keep in (False, True))
+    with pytest.raises(RuntimeError, match="keep_details=True"):
+        VisualQualityR1Score(scorer=scorer).details()
+    with pytest.raises(RuntimeError, match="keep_details=True"):
+        VisualQualityR1Score(scorer=scorer).distributions()
+    with pytest.warns(UserWarning, match="now keep_details"):
+        old = VisualQualityR1Score(scorer=scorer, keep_distributions=True)
     expected = scorer.distributions(images)
-    for metric in (plain, kept):
+    for metric in (VisualQualityR1Score(scorer=scorer, keep_details=True), old):
         metric.update(images)
         held = metric.distributions()
         torch.testing.assert_close(held.probabilities, expected.probabilities, atol=0, rtol=0)
@@ -243,23 +262,28 @@ def test_confidence_interval(scorer, passes):
     metric.update(noise(12, 3, 56, 56))
     before = list(passes)
     low, high = metric.confidence_interval()
-    scores = torch.cat(metric.scores)
-    half = 1.645 * float(scores.std()) / math.sqrt(len(scores))
-    assert float(high - low) == pytest.approx(2 * half, rel=0.2)
+    every = VisualQualityR1Score(scorer=scorer, reduction="none", confidence_level=0.9)
+    every.update(noise(12, 3, 56, 56))
+    scores = every.compute()
+    torch.testing.assert_close((low, high), mean_interval(scores, 0.9), atol=1e-6, rtol=0)
+    torch.testing.assert_close((low, high), every.confidence_interval(), atol=1e-6, rtol=0)
     assert low < metric.compute() < high
-    assert metric.confidence_interval(seed=1) != (low, high) and metric.confidence_interval() == (low, high)
-    wider = metric.confidence_interval(0.99, num_bootstraps=4000)
+    wider = metric.confidence_interval(0.99, num_bootstraps=1000, seed=1)
     assert wider[0] < low and wider[1] > high
+    del passes[len(before) :]
+    metric.confidence_interval()
     assert passes == before  # the model does not run for it
     with pytest.raises(ValueError, match="level"):
         metric.confidence_interval(95)
-    with pytest.raises(ValueError, match="num_bootstraps"):
-        metric.confidence_interval(num_bootstraps=0)
+    few = VisualQualityR1Score(scorer=scorer)
+    few.update(noise(4, 3, 56, 56))
+    with pytest.warns(UserWarning, match="at least 5 scores, but there are 4"):
+        assert all(end.isnan() for end in few.confidence_interval())
 
 
 def test_merge_state(scorer, tiny_qwen2_5_vl):
     images = noise(3, 3, 56, 56)
-    first, second = (VisualQualityR1Score(scorer=scorer, reduction="none") for _ in range(2))
+    first, second = (VisualQualityR1Score(scorer=scorer, reduction="none", keep_details=True) for _ in range(2))
     first.update(images[:2])
     second.update(images[2:])
     assert first.compute().shape == (2,)
@@ -268,41 +292,51 @@ def test_merge_state(scorer, tiny_qwen2_5_vl):
         first.compute(), visual_quality_r1_score(images, scorer, reduction="none"), atol=2e-5, rtol=0
     )
     assert len(first.details()) == 3
-    empty = VisualQualityR1Score(scorer=scorer, reduction="none")
+    empty = VisualQualityR1Score(scorer=scorer, reduction="none", keep_details=True)
     empty.merge_state(first.metric_state)
-    assert torch.equal(empty.compute(), first.compute())
-    with pytest.raises(RuntimeError, match="details of 3 pictures, but this metric has those of 0"):
-        empty.details()
-    other = VisualQualityR1Score(str(tiny_qwen2_5_vl), max_pixels=5000, device="cpu", dtype="float32")
+    assert torch.equal(empty.compute(), first.compute()) and len(empty.details()) == 3
+    other = VisualQualityR1Score(
+        str(tiny_qwen2_5_vl), max_pixels=5000, device="cpu", dtype="float32", reduction="none", keep_details=True
+    )
+    other.update(images[:1])
     with pytest.raises(ValueError, match="different ones"):
         first.merge_state(other)
-    with pytest.raises(ValueError, match="probabilities"):
-        VisualQualityR1Score(scorer=scorer, keep_distributions=True).merge_state(first)
+    with pytest.raises(ValueError, match="moments"):
+        VisualQualityR1Score(scorer=scorer).merge_state(first)
+    mean, rest = (VisualQualityR1Score(scorer=scorer) for _ in range(2))
+    mean.update(images[:2])
+    rest.update(images[2:])
+    mean.merge_state(rest)
+    assert float(mean.compute()) == pytest.approx(float(first.compute().mean()), abs=2e-5)
     with pytest.raises(ValueError, match="metric_state"):
         first.merge_state([1.0])
     assert len(first.compute()) == 3
 
 
 def test_a_checkpointed_state_knows_its_configuration(scorer, tiny_qwen2_5_vl):
-    metric = VisualQualityR1Score(scorer=scorer)
+    metric = VisualQualityR1Score(scorer=scorer, keep_details=True)
     metric.persistent(True)
     metric.update(noise(2, 3, 56, 56))
     state = metric.state_dict()
-    assert set(state) == {"fingerprint", "scores"}
-    again = VisualQualityR1Score(scorer=scorer)
+    assert set(state) == {"fingerprint", "moments", "failed", "records"}
+    again = VisualQualityR1Score(scorer=scorer, keep_details=True)
+    again.update(noise(3, 3, 60, 56, seed=9))
     again.load_state_dict(dict(state))
+    assert [r.score for r in again.details()] == [r.score for r in metric.details()]  # not those of before
     again.update(noise(2, 3, 56, 56))
     assert float(again.compute()) == pytest.approx(float(metric.compute()), abs=1e-6)
     with pytest.raises(ValueError, match="different ones"):
-        VisualQualityR1Score(str(tiny_qwen2_5_vl), "think", device="cpu").load_state_dict(dict(state))
+        VisualQualityR1Score(str(tiny_qwen2_5_vl), "think", device="cpu", keep_details=True).load_state_dict(
+            dict(state)
+        )
 
 
 def test_where_the_model_runs_is_no_part_of_the_configuration(tiny_qwen2_5_vl):
     """Or the ranks of a distributed run, which use one GPU each, would refuse each other."""
     metrics = [VisualQualityR1Score(str(tiny_qwen2_5_vl), device=d, dtype="float32") for d in ("cpu", "cpu:0", "meta")]
-    assert all(torch.equal(metric.fingerprint, metrics[0].fingerprint) for metric in metrics)
+    assert len({metric.scorer.fingerprint for metric in metrics}) == 1
     automatic = [VisualQualityR1Score(str(tiny_qwen2_5_vl), device=device) for device in ("cpu", "meta")]
-    assert not torch.equal(automatic[0].fingerprint, automatic[1].fingerprint)  # float32 here, bfloat16 there
+    assert automatic[0].scorer.fingerprint != automatic[1].scorer.fingerprint  # float32 here, bfloat16 there
 
 
 def test_unload_leaves_no_weights_behind(tiny_qwen2_5_vl):
@@ -320,8 +354,8 @@ def test_unload_leaves_no_weights_behind(tiny_qwen2_5_vl):
     weights = weakref.ref(metric.scorer.backend.model)
     assert stored() - before > 150_000
     metric.unload()
-    # Two distributions of 401 numbers, two scores, the fingerprint and the values returned.
-    assert stored() - before < 2_000
+    # The moments, the fingerprint and the values returned.
+    assert stored() - before < 100
     assert weights() is None and metric.compute() == value
     assert metric(images) == value
     metric.unload()
@@ -342,25 +376,30 @@ def test_compute_groups_share_a_pass_and_never_a_configuration(scorer, passes, t
     collection = MetricCollection(
         {
             "mean": VisualQualityR1Score(scorer=scorer),
-            "every": VisualQualityR1Score(scorer=scorer, reduction="none"),
+            "again": VisualQualityR1Score(scorer=scorer),
             "small": VisualQualityR1Score(scorer=small),
+            "strict": VisualQualityR1Score(scorer=scorer, on_error="raise"),
+            "clamped": VisualQualityR1Score(scorer=scorer, clamp=True),
+            "every": VisualQualityR1Score(scorer=scorer, reduction="none", keep_details=True),
         }
     )
     tied, large = noise(2, 3, 56, 56), noise(2, 3, 112, 112)
     collection.update(tied)
-    assert torch.equal(collection["mean"].scores[0], collection["small"].scores[0])
-    assert sorted(map(sorted, collection.compute_groups.values())) == [["every", "mean"], ["small"]]
+    assert torch.equal(collection["mean"].moments, collection["small"].moments)
+    groups = sorted(map(sorted, collection.compute_groups.values()))
+    assert groups == [["again", "mean"], ["clamped"], ["every"], ["small"], ["strict"]]
     del passes[:]
     collection.update(large)
-    assert passes == [2, 2]
+    assert passes == [2] * 5
     values = collection.compute()
-    assert values["mean"] != values["small"] and values["mean"] == values["every"].mean()
+    assert values["mean"] != values["small"] and values["mean"] == values["again"]
+    assert float(values["mean"]) == pytest.approx(float(values["every"].mean()), abs=1e-6)
     assert float(values["small"]) == pytest.approx(float(visual_quality_r1_score([*tied, *large], small)), abs=2e-5)
     assert len(collection["every"].details()) == 4
-    with pytest.raises(RuntimeError, match="compute_groups=False"):
-        collection["mean"].details()
+    with pytest.warns(UserWarning, match="have no score"), pytest.raises(ImageError):
+        collection.update(["nowhere.png"])
     collection(tied)
-    assert len(collection["every"].compute()) == 6 and len(collection["mean"].scores) == 3
+    assert len(collection["every"].compute()) >= 6
     collection.reset()
     collection.update(tied)
     assert len(collection["every"].compute()) == 2
@@ -430,7 +469,11 @@ def test_bad_arguments(scorer):
     with pytest.raises(ValueError, match="QualityScorer"):
         VisualQualityR1Score(scorer="nano")
     with pytest.raises(ValueError, match="QualityScorer"):
-        visual_quality_r1_score(noise(3, 56, 56), "nano")
+        visual_quality_r1_score(noise(3, 56, 56), 5)
+    with pytest.raises(ValueError, match="data_range"):
+        VisualQualityR1Score(scorer=scorer, data_range=(1, 0))
+    with pytest.raises(TypeError, match=r"update\(preds=images"):
+        VisualQualityR1Score(scorer=scorer).update(target=noise(1, 3, 56, 56))
     with pytest.raises(ValueError, match="max_pixel"):
         VisualQualityR1Score(max_pixel=5)
     with pytest.raises(ValueError, match="mode to be one of"):
@@ -442,3 +485,159 @@ def test_arrays_of_sixteen_bits_too(scorer):
     value = visual_quality_r1_score(grey, scorer)
     same = visual_quality_r1_score(torch.full((1, 56, 56), round(40_000 / 257), dtype=torch.uint8), scorer)
     assert value == same
+
+
+# ---------------------------------------------------------------- beside other metrics, in a user's program
+
+
+class Tanh(VisualQualityR1Score):
+    """A subclass that changes update alone, as torchmetrics' own tests do."""
+
+    def update(self, preds, target=None):
+        super().update((preds + 1) / 2)
+
+
+def test_a_subclass_may_override_update_alone(scorer, passes):
+    images = noise(3, 3, 56, 56)
+    metric, plain = Tanh(scorer=scorer), VisualQualityR1Score(scorer=scorer)
+    for batch in (images[:2], images[2:]):
+        torch.testing.assert_close(metric(batch * 2 - 1, batch), plain(batch), atol=2e-5, rtol=0)
+    assert passes == [2, 2, 1, 1]
+    torch.testing.assert_close(metric.compute(), plain.compute(), atol=2e-5, rtol=0)
+    collection = MetricCollection({"tanh": Tanh(scorer=scorer), "plain": VisualQualityR1Score(scorer=scorer)})
+    half = torch.full((1, 3, 56, 56), 0.5)
+    collection.update(half)
+    assert len(collection.compute_groups) == 2
+
+
+def test_beside_psnr_and_ssim(scorer):
+    from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+    collection = MetricCollection(
+        {
+            "psnr": PeakSignalNoiseRatio(data_range=1.0),
+            "ssim": StructuralSimilarityIndexMeasure(data_range=1.0),
+            "vqr1": VisualQualityR1Score(scorer=scorer),
+        }
+    )
+    sharp, blurred = noise(2, 3, 56, 56), noise(2, 3, 56, 56, seed=1)
+    collection.update(sharp, blurred)
+    collection.update(preds=sharp, target=blurred)
+    values = collection.compute()
+    assert float(values["vqr1"]) == pytest.approx(float(visual_quality_r1_score(sharp, scorer)), abs=2e-5)
+    assert len({float(value) for value in collection(sharp, target=blurred).values()}) == 3
+    assert collection["psnr"].update_count == collection["vqr1"].update_count == 3
+
+
+def test_the_state_of_a_mean_does_not_grow(scorer, monkeypatch):
+    results = scorer.score(noise(1, 3, 56, 56))
+    metric, sizes = VisualQualityR1Score(scorer=scorer), []
+    for count in (10, 2000):
+        metric.update(results * count)
+        sizes.append(len(pickle.dumps(metric)))
+    assert metric.compute() == pytest.approx(results[0].score, abs=1e-6)
+    assert abs(sizes[1] - sizes[0]) < 200 and sum(state.numel() for state in metric.metric_state.values()) < 20
+
+
+def test_a_pickled_result_is_its_own_and_not_a_batch(scorer):
+    results = scorer.score(noise(8, 3, 56, 56))
+    assert len(pickle.dumps(results[3])) < 3500
+
+
+def test_warnings_name_the_callers_line_and_come_back_after_reset(scorer, tmp_path):
+    metric = VisualQualityR1Score(scorer=scorer)
+    missing = [tmp_path / "missing.png", noise(3, 56, 56)]
+    for _ in range(2):  # with Python's own filter too, which drops what it has shown at a line
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            warnings.filterwarnings("ignore", message=".*of the model's answers")
+            metric.update(missing)
+            line = sys._getframe().f_lineno - 1
+            metric.update(missing)
+            metric(missing)
+        assert [(w.filename, w.lineno) for w in caught] == [(__file__, line)]
+        assert "1 of 2 pictures have no score" in str(caught[0].message)
+        assert metric.num_failed == 3
+        metric.reset()
+
+
+def test_wrong_tensors_raise_at_once_everywhere(scorer):
+    images = torch.cat([noise(1, 3, 56, 56), noise(1, 3, 56, 56) * 1.2])
+    metric = VisualQualityR1Score(scorer=scorer)
+    for call in (
+        metric.update,
+        metric,
+        scorer.score,
+        lambda x: next(scorer.stream(x)),
+        scorer.distributions,
+        scorer.rank,
+        lambda x: visual_quality_r1_score(x, scorer),
+        lambda x: visual_quality_r1_score(x, scorer, differentiable=True),
+    ):
+        with pytest.raises(ImageContractError, match=r"1 of 2 images, the first of them image 1: .*clamp=True"):
+            call(images)
+    assert metric.update_count <= 1 and int(metric.moments[0].sum()) == 0
+    clamped = visual_quality_r1_score(images.clamp(0, 1), scorer)
+    assert visual_quality_r1_score(images, scorer, clamp=True) == clamped
+    assert VisualQualityR1Score(scorer=scorer, clamp=True)(images) == clamped
+    assert scorer.replace(clamp=True).distributions(images).mean.mean() == clamped
+
+
+def test_data_range(scorer):
+    images = noise(2, 3, 56, 56)
+    expected = visual_quality_r1_score(images, scorer)
+    for data_range, given in (((-1, 1), images * 2 - 1), (255, images * 255)):
+        values = [visual_quality_r1_score(given, scorer, data_range=data_range)]
+        values.append(VisualQualityR1Score(scorer=scorer, data_range=data_range)(given))
+        torch.testing.assert_close(torch.stack(values), expected.expand(2), atol=2e-5, rtol=0)
+
+
+def test_nan_pixels_are_data(scorer):
+    images = noise(2, 3, 56, 56)
+    images[1, 0, 0, 0] = torch.nan
+    metric = VisualQualityR1Score(scorer=scorer, keep_details=True)
+    with pytest.warns(UserWarning, match="1 of 2 pictures have no score.*image 1: expected finite values"):
+        metric.update(images)
+    assert metric.num_failed == 1 and metric.compute().isfinite() and "finite" in metric.details()[1].error
+
+
+def test_a_forgotten_differentiable_is_said_once_for_a_line(scorer):
+    images = noise(1, 3, 56, 56).requires_grad_()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", message=".*of the model's answers")
+        for _ in range(3):
+            visual_quality_r1_score(images, scorer)
+        visual_quality_r1_score(images.detach(), scorer)
+        visual_quality_r1_score(images, scorer, differentiable=True)
+        with torch.no_grad():
+            visual_quality_r1_score(images, scorer)
+    assert len(caught) == 1 and "differentiable=True" in str(caught[0].message) and caught[0].filename == __file__
+
+
+def test_the_functional_takes_the_name_of_a_model(scorer, tiny_qwen2_5_vl):
+    images = noise(1, 3, 56, 56)
+    value = visual_quality_r1_score(images, str(tiny_qwen2_5_vl))
+    assert float(value) == pytest.approx(float(visual_quality_r1_score(images, scorer)), abs=0.05)
+
+
+def test_folders_and_open_files(scorer, tmp_path):
+    import io
+
+    for level in (40, 200):
+        Image.new("RGB", (56, 56), (level,) * 3).save(tmp_path / f"{level}.png")
+    metric = VisualQualityR1Score(scorer=scorer, reduction="none")
+    metric.update(tmp_path)
+    metric.update(io.BytesIO((tmp_path / "40.png").read_bytes()))
+    scores = metric.compute()
+    assert len(scores) == 3 and float(scores[2]) == pytest.approx(float(scores[1]), abs=2e-5)  # 200.png sorts first
+    assert [result.name for result in scorer.stream(str(tmp_path / "40.png"))] == [str(tmp_path / "40.png")]
+
+
+def test_states_on_the_cpu_under_nccl_are_refused_at_the_first_picture(scorer, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda group=None: "nccl")
+    metric = VisualQualityR1Score(scorer=scorer)
+    with pytest.raises(RuntimeError, match=r"metric\.to\(device\)"):
+        metric.update(noise(1, 3, 56, 56))
+    VisualQualityR1Score(scorer=scorer, sync_on_compute=False).update(noise(1, 3, 56, 56))

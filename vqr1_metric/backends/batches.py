@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 import torch
 
+from vqr1_metric._warnings import warn_caller
 from vqr1_metric.backends.base import ImageFailed, ScoringBackend
 from vqr1_metric.images import ImageError
 
@@ -96,11 +96,9 @@ class Batches:
                 yield batch, TooLarge()
                 continue
             if self._fitting is None:
-                warnings.warn(
+                warn_caller(
                     f"{len(batch)} pictures at once do not fit into the free memory: going on with smaller batches. "
-                    "batch_tokens sets their size. This is said once.",
-                    UserWarning,
-                    stacklevel=5,
+                    "batch_tokens sets their size. This is said once."
                 )
             middle = len(batch) // 2
             self._fitting = lengths[batch[-1]] * middle * copies

@@ -7,13 +7,12 @@ import hashlib
 import io
 import os
 import stat
-import warnings
 from pathlib import Path
 
 from PIL import Image
 
 from vqr1_metric.evaluation.pictures import load_picture
-from vqr1_metric.images import FORMATS
+from vqr1_metric.images import open_image
 
 #: Longer edge in pixels; 160 is about 4 kB as WebP.
 SIZE = 160
@@ -48,12 +47,10 @@ def thumbnail(path: Path, cache: Path, size: int = SIZE) -> str | None:
 
 def _shrink(path: Path, size: int) -> bytes:
     """As the scorer sees it: the same formats and no others, turned, laid over white, 16 bits scaled."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about large pictures and damaged metadata: the scores speak of those
-        Image.init()
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with open_image(path, str(path)) as image:
+        if "icc_profile" not in image.info:  # whose colours may be CMYK
             image.draft("RGB", (2 * size, 2 * size))  # JPEG: decode at a fraction of the size
-            small = load_picture(image)
+        small = load_picture(image)
     small.thumbnail((size, size), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     small.save(buffer, format="WEBP", quality=_QUALITY, method=4)

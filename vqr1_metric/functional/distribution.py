@@ -173,8 +173,10 @@ class ScoreDistribution:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of the score, shape ``(...)``, in score units."""
-        return self.variance.sqrt()
+        """Standard deviation of the score, shape ``(...)``, in score units; without a gradient where it is 0."""
+        variance = self.variance
+        certain = variance == 0  # the root has an infinite slope there, and infinity times 0 is NaN
+        return torch.where(certain, 0, torch.where(certain, 1, variance).sqrt())
 
     @property
     def mode(self) -> Tensor:
@@ -198,7 +200,9 @@ class ScoreDistribution:
         return torch.where(self.probabilities.isnan().any(-1), torch.nan, score)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Central interval that holds at least ``level`` of the probability, as ``(low, high)``."""
+        """Central interval that holds at least ``level`` (in [0, 1]) of the probability, as ``(low, high)``."""
+        if not 0 <= level <= 1:
+            raise ValueError(f"Expected a level in [0, 1], such as 0.95, but got {level!r}.")
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
 
     def mixture(self, dim: int = 0) -> ScoreDistribution:
@@ -228,6 +232,10 @@ class ScoreDistribution:
     def to(self, *args, **kwargs) -> ScoreDistribution:
         """Like :meth:`torch.Tensor.to`, for every tensor held."""
         return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def clone(self) -> ScoreDistribution:
+        """With memory of its own: a row of a batch is a view, and its pickle holds the whole batch."""
+        return self._map(Tensor.clone)
 
     def detach(self) -> ScoreDistribution:
         """Without the autograd graph."""

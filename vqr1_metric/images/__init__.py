@@ -1,40 +1,28 @@
-"""Images: opened, decoded ahead of their use, found in folders and lists, distorted.
+"""Images: opened, checked, decoded ahead of their use, found in folders and lists, distorted."""
 
-The names of :mod:`~vqr1_metric.images.decode` are imported when first used: finding files needs no torch.
-"""
-
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vqr1_metric.images.decode import (
-        FLOAT_TOLERANCE,
-        FORMATS,
-        MAX_ASPECT_RATIO,
-        MAX_PIXELS,
-        SUFFIXES,
-        ImageError,
-        ImageLike,
-        describe,
-        load_image,
-        split_images,
-    )
+from vqr1_metric.images.contract import FLOAT_TOLERANCE, UNIT_RANGE, DataRange, FloatRange, check_images
+from vqr1_metric.images.decode import MAX_ASPECT_RATIO, MAX_PIXELS, load_image, open_image
+from vqr1_metric.images.errors import ImageContractError, ImageError
+from vqr1_metric.images.formats import FORMATS, SUFFIXES
+from vqr1_metric.images.split import ImageLike, Images, describe, iterate_images, split_images
 
 __all__ = [
-    "FLOAT_TOLERANCE",
-    "FORMATS",
-    "MAX_ASPECT_RATIO",
-    "MAX_PIXELS",
-    "SUFFIXES",
     "ImageError",
+    "ImageContractError",
     "ImageLike",
-    "describe",
+    "Images",
     "load_image",
+    "open_image",
+    "iterate_images",
     "split_images",
+    "check_images",
+    "describe",
+    "FloatRange",
+    "DataRange",
+    "UNIT_RANGE",
+    "FORMATS",
+    "SUFFIXES",
+    "MAX_PIXELS",
+    "MAX_ASPECT_RATIO",
+    "FLOAT_TOLERANCE",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("vqr1_metric.images.decode"), name)

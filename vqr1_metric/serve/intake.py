@@ -9,22 +9,20 @@ import asyncio
 import base64
 import binascii
 import io
-import warnings
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
 from fastapi import HTTPException, Request
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.formparsers import MultiPartException, MultiPartParser
 from torch import Tensor
 
-from vqr1_metric.images import ImageError, load_image
+from vqr1_metric.images import load_image, open_image
 from vqr1_metric.serve.limits import Limits
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _NAME_LENGTH = 200
 _Model = TypeVar("_Model", bound=BaseModel)
 _Read = TypeVar("_Read")
@@ -133,23 +131,7 @@ def open_picture(picture: Picture, limits: Limits) -> Image.Image:
     Raises:
         ImageError: if it is no picture, of another format, or too large.
     """
-    name = picture.name
-    too_large = f"{name}: expected at most {limits.pixels / 1e6:g} megapixels"
-    Image.init()  # a Pillow may lack some of the formats
-    with _decoder_errors(name):
-        picture.file.seek(0)
-        if not picture.file.read(1):
-            raise ImageError(f"{name}: is empty")
-        try:
-            image = Image.open(picture.file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
-        except UnidentifiedImageError:
-            raise ImageError(f"{name}: is no picture in one of the formats {', '.join(FORMATS)}") from None
-        except Image.DecompressionBombError:
-            raise ImageError(too_large) from None
-        width, height = image.size
-        if width * height > limits.pixels:
-            raise ImageError(f"{too_large}, but got {width}x{height}")
-        return image
+    return open_image(picture.file, picture.name, max_pixels=limits.pixels)
 
 
 def decode(picture: Picture, image: Image.Image) -> Tensor:
@@ -158,23 +140,8 @@ def decode(picture: Picture, image: Image.Image) -> Tensor:
     Raises:
         ImageError: if it is damaged.
     """
-    with _decoder_errors(picture.name), image:
+    with image:
         return load_image(image, picture.name)
-
-
-@contextmanager
-def _decoder_errors(name: str) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged metadata and large pictures
-            yield
-    except ImageError:
-        raise
-    except MemoryError:
-        raise ImageError(f"{name}: is too large to decode in the memory there is") from None
-    # Pillow's decoders raise almost anything on malformed files, struct.error and IndexError among them.
-    except Exception as error:
-        raise ImageError(f"{name}: is damaged or truncated ({type(error).__name__}: {error})") from None
 
 
 async def _form_pictures(request: Request, limits: Limits) -> list[Picture]:
