@@ -123,7 +123,7 @@ def test_rare_formats_are_not_even_tried() -> None:
     for kind in ("EPS", "PCX", "SGI", "ICNS"):
         file = io.BytesIO()
         Image.new("RGB", (16, 16), "navy").save(file, kind)
-        with pytest.raises(ImageError, match="not a picture that Pillow can read|; convert it to PNG|; pass an array"):
+        with pytest.raises(ImageError, match=r"not a picture that Pillow can read|; convert it to PNG|; pass an array"):
             load_image(file.getvalue())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vqr1_metric.backends.base import ScoringBackend
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.images import ImageError, ImageLike, describe
-from vqr1_metric.images.ahead import read_pictures
+from vqr1_metric.images.ahead import read_images
 from vqr1_metric.images.video import read_frames
 from vqr1_metric.results import ImageScore
 from vqr1_metric.scorer import QualityScorer
@@ -133,7 +133,7 @@ class TiledScorer(_PartsScorer):
 
     def stream(self, images: Iterable[ImageLike], *, in_order: bool = True) -> Iterator[PartsScore]:
         """One result for each image, in order; ``place`` is ``x, y, width, height``."""
-        for name, pixels in read_pictures(images):
+        for name, pixels in read_images(images):
             if isinstance(pixels, ImageError):
                 failed = ImageScore.failed(name, str(pixels))
                 yield PartsScore(**vars(failed))
