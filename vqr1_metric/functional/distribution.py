@@ -57,8 +57,8 @@ class ScoreDistribution:
     """
 
     probabilities: Tensor
-    coverage: Tensor | None = None
-    tag_probability: Tensor | None = None
+    coverage: Tensor = None  # type: ignore[assignment]  # ones, filled in below
+    tag_probability: Tensor = None  # type: ignore[assignment]
     values: tuple[float, ...] | None = None
     answers: tuple[str, ...] | None = None
 

@@ -43,7 +43,7 @@ def is_file(image: object) -> TypeGuard[IO[bytes]]:
     return callable(getattr(image, "read", None)) and not isinstance(image, (Image.Image, os.PathLike))
 
 
-def file_bytes(file: IO[bytes], name: str) -> bytes:
+def file_bytes(file: IO[bytes] | IO[str], name: str) -> bytes:
     """The whole content of an open file, wherever its position is.
 
     Raises:
@@ -53,7 +53,7 @@ def file_bytes(file: IO[bytes], name: str) -> bytes:
         raise ImageContractError(f"{name}: expected a file opened in binary mode, as open(path, 'rb') does")
     with suppress(AttributeError, OSError):  # a stream, from a network or a pipe, has no beginning to go to
         file.seek(0)
-    data = file.read()
+    data: object = file.read()
     if not isinstance(data, _FILE_BYTES):
         raise ImageContractError(f"{name}: expected a file opened in binary mode, as open(path, 'rb') does")
     return bytes(data)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from vqr1_metric.images.decode import ImageError
+from vqr1_metric.images.errors import ImageError
 
 #: Containers of one file. Others, such as play lists, name further files and addresses, which would then be opened.
 _CONTAINERS = (
