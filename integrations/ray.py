@@ -12,7 +12,6 @@ Distribution, placement, retries and streaming are Ray's own. Each actor holds o
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any
 
@@ -23,17 +22,15 @@ from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 
 try:
     import pyarrow as pa
-    import pyarrow.parquet as pq
     import ray
-    from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
+    from pyarrow.fs import FileSystem
     from ray.data import Dataset
+
+    from vqr1_metric.integrations.parquet import finished_keys, open_folder, write_file
 except ModuleNotFoundError as error:
     if error.name not in ("ray", "pyarrow"):
         raise
     raise ModuleNotFoundError("vqr1_metric.integrations.ray needs Ray: pip install 'vqr1-metric[ray]'") from None
-
-#: In the schema of every file: what made the scores, so that two models are never mixed in one folder.
-_FINGERPRINT = b"vqr1_fingerprint"
 
 
 class ScoringActor:
@@ -98,9 +95,9 @@ def score_to_parquet(
         folder = os.path.abspath(folder)
     if os.path.isdir(model):
         model = os.path.abspath(model)
-    filesystem, root = _open(folder)
+    filesystem, root = open_folder(folder)
     fingerprint = f"{QualityScorer(model, **options).fingerprint:x}".encode()
-    done = ray.put(_finished(filesystem, root, key, fingerprint))
+    done = ray.put(finished_keys(filesystem, root, key, fingerprint))
     todo = dataset.map_batches(lambda batch: _without(batch, key, ray.get(done)), batch_size=None)
     scored = todo.map_batches(
         ScoringActor,
@@ -117,31 +114,6 @@ def score_to_parquet(
     return ray.data.read_parquet(folder)
 
 
-def _open(folder: str) -> tuple[FileSystem, str]:
-    if "://" in folder:
-        filesystem, root = FileSystem.from_uri(folder)
-    else:
-        filesystem, root = LocalFileSystem(), folder
-    filesystem.create_dir(root, recursive=True)
-    return filesystem, root.rstrip("/")
-
-
-def _finished(filesystem: FileSystem, root: str, key: str, fingerprint: bytes) -> set:
-    """The keys of all rows in the folder."""
-    keys: set = set()
-    for info in filesystem.get_file_info(FileSelector(root)):
-        if info.extension != "parquet":
-            continue
-        table = pq.read_table(info.path, columns=[key], filesystem=filesystem)
-        if (table.schema.metadata or {}).get(_FINGERPRINT) != fingerprint:
-            raise ValueError(
-                f"{info.path} holds scores of another model or other settings, which must not be mixed: choose another "
-                "folder, or the settings of before."
-            )
-        keys.update(table[key].to_pylist())
-    return keys
-
-
 def _without(batch: dict[str, np.ndarray], key: str, done: set) -> dict[str, np.ndarray]:
     if key not in batch:
         raise ValueError(f"Expected a column {key!r} that identifies a row, but there are {', '.join(batch)}.")
@@ -150,12 +122,8 @@ def _without(batch: dict[str, np.ndarray], key: str, done: set) -> dict[str, np.
 
 
 def _write(table: pa.Table, filesystem: FileSystem, root: str, key: str, fingerprint: bytes) -> pa.Table:
-    """Write one file, under a name made of its keys: a task that Ray runs again replaces its own file."""
-    name = hashlib.sha256("\n".join(map(str, table[key].to_pylist())).encode()).hexdigest()[:32]
     error = table.schema.get_field_index("error")
     # A column of nothing but None would have no type, and a batch without errors is the usual one.
     table = table.set_column(error, "error", table["error"].cast(pa.string()))
-    table = table.replace_schema_metadata({_FINGERPRINT: fingerprint})
-    pq.write_table(table, f"{root}/{name}.unfinished", filesystem=filesystem)
-    filesystem.move(f"{root}/{name}.unfinished", f"{root}/{name}.parquet")
+    write_file(table, filesystem, root, key, fingerprint)
     return pa.table({"rows": [table.num_rows]})
