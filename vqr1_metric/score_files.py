@@ -127,11 +127,15 @@ class RecordWriter:
         self.begin()
         self._append(_line(self.is_csv, {name: row.get(name) for name in self._columns} if self.is_csv else row))
 
-    def begin(self) -> None:
-        """Make an empty file one without rows, with a header if its kind has one."""
+    def clear(self) -> None:
+        """Drop what is to be overwritten: before new meta data are written, or they would be taken for those of it."""
         if self._overwrite:
             self._file.truncate(0)
             self._overwrite = False
+
+    def begin(self) -> None:
+        """Make an empty file one without rows, with a header if its kind has one."""
+        self.clear()
         if self.is_csv and os.fstat(self._file.fileno()).st_size == 0:
             self._append(csv_line(self._columns))
 

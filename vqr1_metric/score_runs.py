@@ -181,6 +181,7 @@ class ScoreRun:
         if self.resumed is None and (first is not None or self.shard is not None):
             if first is not None:
                 _ = self.scorer.backend  # a model that cannot be loaded leaves no file behind
+            self._writer.clear()
             where = {"folder": score_files.folder_from(self.output)}
             part = {} if self.shard is None else {"shard": list(self.shard)}
             score_files.write_meta(self.output, self.meta | where | part)

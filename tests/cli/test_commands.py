@@ -198,16 +198,16 @@ def test_version_and_wrong_usage(capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(vqr1, names: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(QualityScorer, "score", lambda self, names: 1 / 0)
+    monkeypatch.setattr(QualityScorer, "stream", lambda self, images, in_order: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         vqr1("rank", *names)
 
 
 def test_memory_that_runs_out_is_one_line(vqr1, names: list[str], monkeypatch: pytest.MonkeyPatch):
-    def run_out(self, names):
+    def run_out(self, images, in_order):
         raise torch.OutOfMemoryError("tried to allocate")
 
-    monkeypatch.setattr(QualityScorer, "score", run_out)
+    monkeypatch.setattr(QualityScorer, "stream", run_out)
     outcome = vqr1("rank", *names)
     assert outcome.code == 1
     assert "smaller --batch-tokens" in outcome.err

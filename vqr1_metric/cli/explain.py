@@ -30,12 +30,13 @@ def run(args: argparse.Namespace) -> int:
     """Explain picture after picture; 1 if none could be read."""
     finder = image_finder(args)
     scorer = build_scorer(args)
+    from vqr1_metric.images.urls import fetch_ahead
     from vqr1_metric.results import ImageScore
 
     explained = False
-    for found in finder:
-        failed = found.problem and ImageScore.failed(found.name, f"{found.name}: {found.problem}")
-        result = failed or scorer.explain(found.name)
+    for name, content, problem in fetch_ahead(finder):
+        failed = problem and ImageScore.failed(name, f"{name}: {problem}")
+        result = failed or scorer.explain(content)
         explained = explained or result.error is None
         print(json.dumps(score_files.as_json(result)) if args.json else _as_text(result), flush=True)
     if not explained:

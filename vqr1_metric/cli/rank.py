@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the ranking; 1 if no picture could be read."""
-    found = list(image_finder(args))
+    finder = image_finder(args)
     scorer = build_scorer(args)
-    from vqr1_metric.results import ImageScore, rank_results
+    from vqr1_metric.results import rank_results
+    from vqr1_metric.score_runs import stream_found
 
-    failed = [ImageScore.failed(one.name, f"{one.name}: {one.problem}") for one in found if one.problem is not None]
-    ranking = rank_results([*scorer.score([one.name for one in found if one.problem is None]), *failed])
+    ranking = rank_results(list(stream_found(scorer, finder)))
     if args.json:
         rows = [
             {

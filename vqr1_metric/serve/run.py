@@ -72,6 +72,7 @@ def serve(make_app: Callable[[Callable[[], bool]], FastAPI], bound: socket.socke
         make_app: gives the application for a function that says whether the service is about to end.
         bound: from :func:`bind`.
     """
+    bound.listen(1024)  # who comes before the application is ready waits
     server: uvicorn.Server | None = None
     app = make_app(lambda: server is not None and server.should_exit)
     config = uvicorn.Config(
@@ -79,7 +80,6 @@ def serve(make_app: Callable[[Callable[[], bool]], FastAPI], bound: socket.socke
         h11_max_incomplete_event_size=64 << 10,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    bound.listen(1024)
     server.run(sockets=[bound])
 
 
