@@ -6,6 +6,7 @@ here leaves the module as it is, and adds an interval and a grid of the best and
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,12 @@ _CAPTION = 14  # pixels below each picture
 
 
 class VisualQualityR1Validation(Callback):
-    """Score the pictures that ``validation_step`` returns.
+    """Score the pictures that ``validation_step``, or ``test_step``, returns.
 
     At the end of a scored validation epoch it logs, into ``trainer.callback_metrics`` and every logger,
 
-    - ``name``: the mean score over all pictures of all processes, and ``name_low``, ``name_high``, its bootstrap
-      interval (the metric's ``confidence_level``);
+    - ``name``: the mean score over all pictures of all processes, and ``name_low``, ``name_high``, its interval (the
+      metric's ``confidence_level``; NaN for fewer than five pictures);
     - a grid, best pictures above, worst below: ``add_image`` of TensorBoard, ``log_image`` of Weights & Biases; for any
       other logger a PNG file ``<name>_<step>.png`` in its folder.
 
@@ -52,8 +53,8 @@ class VisualQualityR1Validation(Callback):
     Args:
         metric: a :class:`~vqr1_metric.metric.VisualQualityR1Score` of the callback's own.
         images: how to find the pictures: ``"images"`` takes that key of what ``validation_step`` returned (a returned
-            tensor is taken itself), a function gets ``(outputs, batch)``. A network's floats may leave [0, 1], which is
-            an error for a judge: ``images=lambda outputs, batch: outputs["images"].clamp(0, 1)``.
+            tensor is taken itself), a function gets ``(outputs, batch)``. A network's floats may leave [0, 1], which
+            raises: make the metric with ``clamp=True``.
         name: of the logged values.
         every_n_epochs: score after epochs n, 2n, ...; ``trainer.validate`` always scores.
         grid: pictures in each row of the grid; 0 for none.
@@ -117,8 +118,11 @@ class VisualQualityR1Validation(Callback):
         """Log the mean, its interval and the grid."""
         if not self._due(trainer):
             return
-        low, high = self.metric.confidence_interval()
-        values = {self.name: self.metric.compute(), f"{self.name}_low": low, f"{self.name}_high": high}
+        name = self._name(trainer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="An interval of the mean needs")  # of few pictures it is NaN
+            low, high = self.metric.confidence_interval()
+        values = {name: self.metric.compute(), f"{name}_low": low, f"{name}_high": high}
         # All processes hold the same values already; sync_dist tells Lightning that this was thought of.
         pl_module.log_dict(values, on_epoch=True, sync_dist=True)
         if self.grid:
@@ -127,6 +131,30 @@ class VisualQualityR1Validation(Callback):
                 self._log_grid(trainer, _Extremes.merged(self.grid, self.grid_size, *gathered).drawn())
         if self.offload:
             self.metric.offload()
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As for validation."""
+        self.on_validation_epoch_start(trainer, pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As for validation, of what ``test_step`` returned."""
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As for validation; logged under the same name with ``test`` for a leading ``val``."""
+        self.on_validation_epoch_end(trainer, pl_module)
+
+    def _name(self, trainer: Trainer) -> str:
+        testing = trainer.state.fn == TrainerFn.TESTING and self.name.startswith("val")
+        return "test" + self.name.removeprefix("val") if testing else self.name
 
     def _due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:
@@ -149,7 +177,8 @@ class VisualQualityR1Validation(Callback):
     def _log_grid(self, trainer: Trainer, picture: Image.Image | None) -> None:
         if picture is None:
             return
-        title, step = f"{self.name}/best_and_worst", trainer.global_step
+        name = self._name(trainer)
+        title, step = f"{name}/best_and_worst", trainer.global_step
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image(title, [picture], step)
@@ -158,7 +187,7 @@ class VisualQualityR1Validation(Callback):
             elif logger.log_dir or logger.save_dir:
                 folder = Path(logger.log_dir or logger.save_dir)
                 folder.mkdir(parents=True, exist_ok=True)
-                picture.save(folder / f"{self.name.replace('/', '_')}_{step:06d}.png")
+                picture.save(folder / f"{name.replace('/', '_')}_{step:06d}.png")
 
 
 class _Extremes:

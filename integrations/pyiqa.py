@@ -13,16 +13,19 @@ pyiqa is no dependency of this package: ``pip install pyiqa`` brings its own tor
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vqr1_metric.images import load_image
 from vqr1_metric.metric import visual_quality_r1_score
 from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 
 try:
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
+    from pyiqa.models.inference_model import InferenceModel
     from pyiqa.utils.registry import ARCH_REGISTRY
 except ModuleNotFoundError as error:
     if error.name != "pyiqa":
@@ -80,6 +83,7 @@ def register() -> list[str]:
     Returns:
         The names for ``pyiqa.create_metric``, which ``pyiqa.list_models()`` lists from now on.
     """
+    _read_files_as_everywhere()
     kind = VisualQualityR1.__name__
     if kind not in ARCH_REGISTRY:
         ARCH_REGISTRY.register(VisualQualityR1)
@@ -94,3 +98,23 @@ def register() -> list[str]:
             },
         )
     return list(NAMES)
+
+
+def _read_files_as_everywhere() -> None:
+    """Let this package read the files that these two metrics get: pyiqa's own reader turns no picture by its EXIF, drops
+    transparency and cuts 16 bits, so that a path would have another score than everywhere else. Other metrics of pyiqa
+    are as they were.
+    """
+    prepare = InferenceModel._prepare_inputs
+    if getattr(prepare, "_vqr1", False):
+        return
+
+    @functools.wraps(prepare)
+    def prepared(self: InferenceModel, target: Any, ref: Any = None) -> Any:
+        if self.metric_name in NAMES and not isinstance(target, Tensor):
+            pixels = load_image(target)
+            target = (pixels if pixels.is_floating_point() else pixels / 255).float().unsqueeze(0)
+        return prepare(self, target, ref)
+
+    prepared._vqr1 = True
+    InferenceModel._prepare_inputs = prepared

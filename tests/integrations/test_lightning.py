@@ -122,6 +122,19 @@ def test_grid_shows_the_best_above_and_the_worst_below(tmp_path: Path) -> None:
     assert _Extremes(2, 16).drawn() is None
 
 
+def test_the_test_loop_is_judged_too(judge: QualityScorer, tmp_path: Path) -> None:
+    class Tested(Fading):
+        def test_step(self, batch, batch_idx):
+            return self.validation_step(batch, batch_idx)
+
+    callback = VisualQualityR1Validation(VisualQualityR1Score(scorer=judge), grid=1)
+    trainer = Trainer(logger=CSVLogger(tmp_path), default_root_dir=tmp_path, callbacks=[callback], **QUIET)
+    (seen,) = trainer.test(Tested(), loader(), verbose=False)
+    assert seen["test/vqr1"] == pytest.approx(mean_score(judge, pictures()), abs=1e-5)
+    assert seen["test/vqr1_low"] < seen["test/vqr1"] < seen["test/vqr1_high"]
+    assert [grid.name for grid in Path(trainer.logger.log_dir).glob("*.png")] == ["test_vqr1_000000.png"]
+
+
 def test_drives_checkpoints_and_early_stopping(judge: QualityScorer, tmp_path: Path) -> None:
     judged = []
 

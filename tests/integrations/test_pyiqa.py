@@ -10,9 +10,11 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from empty_torchvision import empty_torchvision
+from PIL import Image
 
 from vqr1_metric import QualityScorer
 from vqr1_metric.evaluation.peers import pyiqa_metric
@@ -54,6 +56,23 @@ def test_metric(options: dict) -> None:
     assert sum(weight.numel() for weight in metric.parameters()) == 0
     with pytest.raises(AssertionError, match="normalized to"):
         metric(images * 2)
+
+
+def test_a_path_has_the_score_it_has_everywhere(options: dict, tmp_path: Path) -> None:
+    """Turned by EXIF, transparent, of 16 bits, with a profile: pyiqa's own reader knows none of them."""
+    values = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    image, exif = Image.fromarray(values), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(image.size))
+    clear.save(tmp_path / "clear.png")
+    Image.fromarray(values[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    metric, scorer = pyiqa.create_metric("visualquality_r1", **options), QualityScorer(options["model"])
+    for path in sorted(tmp_path.iterdir()):
+        assert float(metric(str(path))) == pytest.approx(scorer.score(path)[0].score, abs=1e-5), path.name
+    with Image.open(tmp_path / "clear.png") as opened:
+        assert float(metric(opened)) == pytest.approx(scorer.score(opened)[0].score, abs=1e-5)
 
 
 def test_default_model_and_options(options: dict) -> None:
