@@ -101,9 +101,10 @@ def register() -> list[str]:
 
 
 def _read_files_as_everywhere() -> None:
-    """Let this package read the files that these two metrics get: pyiqa's own reader turns no picture by its EXIF, drops
-    transparency and cuts 16 bits, so that a path would have another score than everywhere else. Other metrics of pyiqa
-    are as they were.
+    """Let this package read the files that these two metrics get.
+
+    pyiqa's own reader turns no picture by its EXIF, drops transparency and cuts 16 bits, so that a path would have
+    another score than everywhere else. Other metrics of pyiqa are as they were.
     """
     prepare = InferenceModel._prepare_inputs
     if getattr(prepare, "_vqr1", False):
