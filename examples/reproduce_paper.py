@@ -22,10 +22,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vqr1_metric import QualityScorer
-from vqr1_metric.evaluation.run import Column, Settings, evaluate, provenance
-from vqr1_metric.evaluation.scoring import local_device, made_by, process_rank, score_items
-from vqr1_metric.evaluation.tables import markdown, write_json, write_table_csv
-from vqr1_metric.ratings.datasets import find_folder, suite
+from vqr1_metric.evaluation import evaluate
+from vqr1_metric.evaluation.scoring import local_device
+from vqr1_metric.ratings.datasets import load_suite
 
 
 def main() -> None:
@@ -41,35 +40,20 @@ def main() -> None:
 
     device = local_device()
     sampling = {"num_samples": args.num_samples, "thinking": args.thinking, "seed": args.seed, "add_vision_id": True}
-    scorers = {
-        "as the authors sample": QualityScorer(args.model, mode="sample", device=device, **sampling),
-        "one forward pass": QualityScorer(args.model, mode="score", device=device),
-    }
-    sets, identities = [], {}
-    for dataset in suite(args.suite):
-        folder = find_folder(dataset, args.root)
-        if folder is None:
-            print(f"not there, left out: {dataset.how_to_get()}", file=sys.stderr)
-            continue
-        labels = dataset.load(folder)
-        columns = []
-        for name, scorer in scorers.items():
-            with tqdm(total=len(labels), desc=f"{labels.name}, {name}", unit="picture") as bar:
-                rows = score_items(scorer, labels.images, args.output / "cache", labels.short_edge, bar.update)
-            identities[name] = made_by(scorer, labels.short_edge)
-            columns.append(Column(name, "model", rows, identity=identities[name]))
-        if process_rank()[0] == 0:
-            sets.append(evaluate(labels, columns))
-    if process_rank()[0] > 0:
-        return
-    if not sets:
-        sys.exit(f"none of the data sets is in {args.root}")
-    made_with = provenance("python " + " ".join(sys.argv), Settings(), identities)
-    text = markdown(sets, made_with)
-    (args.output / "table.md").write_text(text, encoding="utf-8")
-    write_table_csv(args.output / "table.csv", sets, made_with)
-    write_json(args.output / "results.json", {"made_with": made_with, "sets": sets})
-    print(text)
+    report = evaluate(
+        {
+            "as the authors sample": QualityScorer(args.model, mode="sample", device=device, **sampling),
+            "one forward pass": QualityScorer(args.model, mode="score", device=device),
+        },
+        load_suite(args.suite, args.root, missing=lambda how: print(f"not there, left out: {how}", file=sys.stderr)),
+        baselines=False,
+        cache=args.output / "cache",
+        progress=lambda label, total: tqdm(total=total, desc=label, unit="picture"),
+        command="python " + " ".join(sys.argv),
+    )
+    report.save(args.output, page=False)
+    if report.made_with:  # of several processes only the first has results
+        print(report.markdown())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from vqr1_metric.backends.http import HttpBackend
 from vqr1_metric.backends.http.backend import QWEN2_5_VL_PIXELS
 from vqr1_metric.backends.spec import EMBEDDED, ModelSpec
 from vqr1_metric.backends.transformers import TransformersBackend
+from vqr1_metric.functional.calibration import Calibration
 from vqr1_metric.metric import VisualQualityR1Score
 from vqr1_metric.scorer import QualityScorer
 
@@ -52,6 +53,7 @@ SCORER_OPTIONS = {
     "question": "levels",
     "data_range": (-1, 1),
     "clamp": True,
+    "calibration": Calibration(2.0),
 }
 SAMPLING_OPTIONS = {
     "num_samples": 2,

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from vqr1_metric.functional.calibration import Calibration
 from vqr1_metric.functional.distribution import GRID_SIZE, ScoreDistribution
 from vqr1_metric.functional.thurstone import win_probability
 from vqr1_metric.protocol import ParsedReply
@@ -37,6 +38,7 @@ class ImageScore:
         distribution: the whole distribution, on the CPU.
         replies: sampled replies (``think`` and ``sample`` modes), each with the score it contributed.
         error: why there is no score, or None.
+        calibration: what widens the intervals; None where they are those of the model's own distribution.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ImageScore:
     distribution: ScoreDistribution
     replies: tuple[ParsedReply, ...] = ()
     error: str | None = None
+    calibration: Calibration | None = None
 
     @property
     def reliable(self) -> bool:
@@ -54,8 +57,13 @@ class ImageScore:
         return self.error is None and min(self.coverage, self.tag_probability) >= LOW_RELIABILITY
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Central interval that holds at least ``level`` of the probability; NaN where there is no score."""
-        low, high = self.distribution.interval(level)
+        """Central interval that holds at least ``level`` of the probability; NaN where there is no score.
+
+        With a calibration it holds the mean opinion of as many rated images as it says; without, it says what the model
+        says, which is as a rule too sure.
+        """
+        known, calibration = self.distribution, self.calibration
+        low, high = known.interval(level) if calibration is None else calibration.interval(known, level)
         return float(low), float(high)
 
     def to_dict(self, *, probabilities: bool = False) -> dict[str, object]:

@@ -24,7 +24,7 @@ import torch
 
 from vqr1_metric import __version__, score_files
 from vqr1_metric.backends.base import ScoringBackend
-from vqr1_metric.functional.bootstrap import bootstrap_mean_interval
+from vqr1_metric.functional.intervals import mean_interval
 from vqr1_metric.images import ImageLike
 from vqr1_metric.images.find import Found, ImageFinder
 from vqr1_metric.images.names import ImageKeys
@@ -111,7 +111,7 @@ class Tally:
             scores = torch.frombuffer(self.scores, dtype=torch.float64)
             mean = float(scores.mean())
             if self.scored > 1:
-                interval = [float(bound) for bound in bootstrap_mean_interval(scores, LEVEL)]
+                interval = [float(bound) for bound in mean_interval(scores, LEVEL)]
         counts = {"images": self.rows, "scored": self.scored, "failed": self.rows - self.scored}
         return {**counts, "mean": mean, "interval": interval, "level": LEVEL}
 

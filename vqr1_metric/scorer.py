@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -25,11 +26,14 @@ from vqr1_metric.answering import (
     score_batch,
     warn_if_unreliable,
 )
-from vqr1_metric.backends.base import Sampling, ScoringBackend, backend_identity
+from vqr1_metric.backends.base import ModelError, Sampling, ScoringBackend, backend_identity
 from vqr1_metric.backends.batches import Batches, TooLarge, run_apart
+from vqr1_metric.backends.files import CONTENT
 from vqr1_metric.backends.loading import SharedModel, forget, newest, shared
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.backends.spec import EMBEDDED, ModelSpec
+from vqr1_metric.functional.calibration import FILE as CALIBRATION_FILE
+from vqr1_metric.functional.calibration import Calibration
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.images import (
     UNIT_RANGE,
@@ -93,6 +97,9 @@ class QualityScorer:
             :class:`~vqr1_metric.images.ImageContractError`: the output of a network overshoots, and so do bicubic
             resizes, but values of another range would be scored as noise.
         backend: a ready :class:`~vqr1_metric.backends.base.ScoringBackend`, instead of ``model``.
+        calibration: what ``vqr1 calibrate`` fitted for this model, or its file: intervals then hold what they say of
+            people's opinions. None takes the ``calibration.json`` of a model's folder, where there is one that was
+            fitted for this mode; False takes none.
 
     Example:
         >>> scorer = QualityScorer("nano")  # doctest: +SKIP
@@ -127,6 +134,7 @@ class QualityScorer:
         data_range: DataRange = (0.0, 1.0),
         clamp: bool = False,
         backend: ScoringBackend | None = None,
+        calibration: Calibration | str | Path | Literal[False] | None = None,
     ) -> None:
         self.question = find_question(question)
         check_mode(mode, self.question)
@@ -151,6 +159,7 @@ class QualityScorer:
         self.add_vision_id = mode == "sample" if add_vision_id is None else add_vision_id
         self.floats = FloatRange.of(data_range, clamp)
         self._given_backend = backend
+        self._given_calibration = Calibration.read(calibration) if isinstance(calibration, str | Path) else calibration
         self._shared: SharedModel | None = None  # the model as its files were when this scorer first used it
         self._warned = False
 
@@ -364,7 +373,7 @@ class QualityScorer:
         if thought.error is None or not thought.replies:
             return thought
         scored = self.replace(mode="score").score(image)[0]
-        return ImageScore.of(scored.name, scored.distribution, thought.replies) if scored.error is None else scored
+        return replace(scored, replies=thought.replies) if scored.error is None else scored
 
     # ---------------------------------------------------------------- the model
 
@@ -380,6 +389,32 @@ class QualityScorer:
             backend = self._model().load(TransformersBackend)
             backend.to_own_device()
         return backend
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What widens the intervals, None where they are those of the model's distribution.
+
+        Raises:
+            ModelError: if the one that was given was fitted for another model, mode or question.
+        """
+        given = self._given_calibration
+        if given is False:
+            return None
+        if given is None:
+            folder = self.spec.folder if self._given_backend is None else None
+            if folder is None or not (folder / CALIBRATION_FILE).is_file():
+                return None
+            found = Calibration.read(folder)
+            asked = {"mode": self.mode, "question": self._question_identity()}
+            return found if all(found.identity.get(key, value) == value for key, value in asked.items()) else None
+        own = json.loads(json.dumps(self._own_identity()))
+        for key in (*CONTENT, "mode", "question"):
+            if key in given.identity and given.identity[key] != own.get(key):
+                raise ModelError(
+                    f"Expected a calibration that was fitted for this model, but its {key} is {given.identity[key]!r} "
+                    f"instead of {own.get(key)!r}: fit another with vqr1 calibrate."
+                )
+        return given
 
     @property
     def pixel_config(self) -> PixelConfig:
@@ -427,6 +462,13 @@ class QualityScorer:
         Raises:
             ModelError: if the model cannot be found.
         """
+        calibration = self.calibration
+        return self._own_identity() | {"calibration": None if calibration is None else calibration.temperature}
+
+    def _question_identity(self) -> object:
+        return PROMPT_VERSION if self.question == VISUALQUALITY_R1 else self.question.identity()
+
+    def _own_identity(self) -> dict[str, object]:
         given, limits = self._given_backend, self.pixel_config
         sampling = None
         if self.mode != "score":
@@ -436,7 +478,7 @@ class QualityScorer:
             **(self._model().identity if given is None else backend_identity(given)),
             "min_pixels": limits.min_pixels,
             "max_pixels": limits.max_pixels,
-            "question": PROMPT_VERSION if self.question == VISUALQUALITY_R1 else self.question.identity(),
+            "question": self._question_identity(),
             "mode": self.mode,
             "data_range": list(self.floats.data_range),
             "clamp": self.floats.clamp,
@@ -501,6 +543,7 @@ class QualityScorer:
     ) -> Iterator[ImageScore]:
         results = {i: ImageScore.failed(names[i], str(e)) for i, e in enumerate(window) if isinstance(e, ImageError)}
         good = [(i, pixels) for i, pixels in enumerate(window) if not isinstance(pixels, ImageError)]
+        calibration = self.calibration if good else None
 
         def score(batch: list[int]) -> list[ImageScore]:
             indices = [good[i][0] for i in batch]
@@ -522,6 +565,8 @@ class QualityScorer:
                 name = names[good[batch[0]][0]]
                 scores = [ImageScore.failed(name, f"{name}: {scores}")]
             self._warned = self._warned or warn_if_unreliable(scores)
+            if calibration is not None and all(asked[good[i][0]] == self.question for i in batch):
+                scores = [replace(result, calibration=calibration) for result in scores]
             results.update(zip((good[i][0] for i in batch), scores, strict=True))
             # What cannot be read waits for the images before it, so that images of one size stay in order.
             behind = max(good[i][0] for i in batch) + 1

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vqr1_metric.evaluation.agreement import STATISTICS, agreement, fit, logistic_4, logistic_5, resample
-from vqr1_metric.evaluation.significance import compare_scorers, holm, two_sided, williams
+from vqr1_metric.evaluation.agreement import STATISTICS, agreement, fit, logistic_4, logistic_5
+from vqr1_metric.evaluation.significance import compare_scorers, holm, williams
+from vqr1_metric.evaluation.uncertainty import difference, find_units, intervals, resample_units
 
 
 def pair(n: int = 60, noise: float = 0.7, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -87,9 +88,59 @@ def test_intervals_are_those_of_scipys_bootstrap() -> None:
 
 def test_bootstrap_draws_whole_scenes() -> None:
     groups = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
-    for draw in resample(9, 20, 0, groups):
+    for draw in resample_units(find_units(9, [str(g) for g in groups]), 20, 0):
         counts = np.bincount(groups[draw], minlength=3) / np.array([3, 2, 4])
         assert (counts == counts.round()).all() and counts.sum() == 3
+
+
+def test_one_scene_says_nothing_of_others_but_its_pictures_are_a_sample() -> None:
+    x, y = pair(9)
+    alone, one = agreement(x, y), agreement(x, y, ["s"] * 9)
+    assert one.resampled == "pictures" and one.intervals["srcc"] == alone.intervals["srcc"]
+    low, high = one.intervals["srcc"]
+    assert high - low > 0.3
+    random = np.random.default_rng(4)
+    found = compare_scorers(random.normal(size=9), random.normal(size=9), random.normal(size=9), ["s"] * 9)
+    assert found.interval[1] - found.interval[0] > 0.5 and found.p > found.p_williams / 4
+
+
+def test_few_scenes_give_wide_intervals_with_no_more_than_the_pictures_can_say() -> None:
+    random = np.random.default_rng(5)
+    x = random.normal(size=40)
+    y = x + random.normal(size=40)
+    by_picture = agreement(x, y, only=("srcc",)).intervals["srcc"]
+    by_scene = agreement(x, y, [str(i // 10) for i in range(40)], only=("srcc",))
+    assert by_scene.resampled == "scenes"
+    assert (
+        by_scene.intervals["srcc"][0] <= by_picture[0] + 0.05 and by_scene.intervals["srcc"][1] >= by_picture[1] - 0.05
+    )
+    two = agreement(x, y, [str(i // 20) for i in range(40)], only=("srcc",))
+    assert math.isnan(two.intervals["srcc"][0])  # two scenes are not enough for an interval
+
+
+@pytest.mark.parametrize("n", [6, 10, 25])
+def test_intervals_of_srcc_hold_it(n: int) -> None:
+    random = np.random.default_rng(n)
+    truth, held = 6 / math.pi * math.asin(0.7 / 2), 0
+    for _ in range(200):
+        x = random.normal(size=n)
+        y = 0.7 * x + math.sqrt(1 - 0.49) * random.normal(size=n)
+        low, high = agreement(x, y, only=("srcc",)).intervals["srcc"]
+        held += low <= truth <= high
+    assert held >= 182  # 190 expected, standard deviation 3
+
+
+def test_perfect_agreement_of_few_pictures_is_not_certain() -> None:
+    low, high = agreement([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], only=("srcc",)).intervals["srcc"]
+    assert low < 0.6 and 0.95 < high <= 1
+
+
+def test_edges_of_intervals() -> None:
+    units = find_units(3)
+    assert math.isnan(intervals(lambda i: {"v": 1.0}, units[:2])["v"][0])
+    assert intervals(lambda i: {"v": 1.0}, units)["v"] == (1.0, 1.0)
+    assert difference(lambda i: 0.0, units) == ((0.0, 0.0), 1.0)
+    assert math.isnan(difference(lambda i: 0.5, units)[1])
 
 
 @pytest.mark.parametrize(
@@ -146,12 +197,12 @@ def test_a_real_difference_is_found_and_a_tie_is_not() -> None:
     y = random.normal(size=150)
     good, bad = y + 0.4 * random.normal(size=150), y + 2.0 * random.normal(size=150)
     found = compare_scorers(good, bad, y, resamples=300)
-    assert found.interval[0] > 0 and found.p_bootstrap < 0.02 and found.p_williams < 1e-4
+    assert found.interval[0] > 0 and found.p < 0.02 and found.p_williams < 1e-4
     assert found.difference == pytest.approx(found.a - found.b)
     turned = compare_scorers(bad, good, y, resamples=300)
     assert turned.difference == -found.difference and turned.p_williams == pytest.approx(found.p_williams)
     same = compare_scorers(good, good * 2, y, resamples=100)
-    assert same.difference == 0 and same.p_bootstrap == 1.0 and same.p_williams == 1.0
+    assert same.difference == 0 and same.p == 1.0 and same.p_williams == 1.0
     constant = compare_scorers(np.ones(150), good, y)
     assert math.isnan(constant.difference) and "same score" in constant.reason
 
@@ -166,9 +217,3 @@ def test_false_alarms_are_as_rare_as_stated() -> None:
         r = np.corrcoef(ranks)
         alarms += williams(r[0, 2], r[1, 2], r[0, 1], 60)[1] < 0.05
     assert alarms <= 20  # 10 expected, standard deviation 3
-
-
-def test_bootstrap_p_is_never_zero() -> None:
-    assert two_sided([1.0] * 99) == pytest.approx(0.02)
-    assert two_sided([-1.0, 1.0]) == 1.0
-    assert math.isnan(two_sided([math.nan]))

@@ -4,11 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
-from vqr1_metric.evaluation.calibration import calibration, quantiles
-from vqr1_metric.functional.distribution import ScoreDistribution
+from vqr1_metric.evaluation.calibration import calibration
 
 
 def known(n: int = 4000, sure: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,8 +49,6 @@ def test_intervals_come_from_the_distribution() -> None:
     rows /= rows.sum(1, keepdims=True)
     found = calibration(scores, stds, opinions, rows.tolist())
     assert found["intervals"] == "distribution" and found["coverage"]["0.8"] == pytest.approx(0.8, abs=0.08)
-    wanted = ScoreDistribution(torch.tensor(rows)).quantile(0.1)
-    assert np.abs(quantiles(rows, 0.1) - wanted.numpy()).max() < 0.0051
     assert calibration(scores, stds, opinions, [None, *rows.tolist()[1:]])["intervals"] == "normal"
 
 

@@ -34,7 +34,9 @@ COMMANDS = {
     "train": "from rated pictures to a ranker that scores them",
     "serve": "score pictures over HTTP, with a page to try it",
     "report": "a page of scored pictures that opens offline",
-    "diff": "two folders of the same scenes: which method is better, and how surely",
+    "diff": "folders of the same scenes: which method is better, and how surely",
+    "calibrate": "fit a model's intervals to rated images, so that they hold what they say",
+    "reference": "percentiles of a set of images: what a score means",
     "info": "versions, devices and what a model is",
 }
 

@@ -1,118 +1,100 @@
-"""``vqr1 diff``: two folders of the same scenes: which method is better, and how surely."""
+"""``vqr1 diff``: methods on the same scenes: which is better, and how surely."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
-from vqr1_metric.cli import CommandError
-from vqr1_metric.cli.options import add_bootstrap_options, add_model_options, build_scorer, progress
+from vqr1_metric.cli import CommandError, UsageError
+from vqr1_metric.cli.options import add_model_options, build_scorer, probability, progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("before", type=Path, metavar="BEFORE", help="a folder of pictures")
-    parser.add_argument("after", type=Path, metavar="AFTER", help="a folder of the same scenes under the same names")
+    parser.add_argument(
+        "methods",
+        nargs="+",
+        metavar="METHOD",
+        help="two or more folders of pictures of the same scenes, or files of scores that vqr1 score wrote",
+    )
+    pairs = parser.add_argument_group("which pictures belong together")
+    pairs.add_argument(
+        "--strip",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="take this off the end of names, such as _out or '_x[234]' (a regular expression; again for more)",
+    )
+    pairs.add_argument(
+        "--group",
+        metavar="BY",
+        help="scenes that are not independent (frames of a clip) count once: folder, FILE:COLUMN of a table, or a "
+        "regular expression whose first group is the group, such as '^(.*)_frame'",
+    )
+    pairs.add_argument("-r", "--recursive", action="store_true", help="subfolders too (they always are; as in score)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the scenes' scores and differences as .csv")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the scores here, and use those that are there")
-    add_bootstrap_options(parser)
+    parser.add_argument(
+        "--level", type=probability, default=0.95, metavar="P", help="probability of intervals (default: 0.95)"
+    )
     parser.add_argument("--json", action="store_true", help="the answer and all scenes as JSON")
     parser.add_argument("--silent", action="store_true", help="no progress bar")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score both folders, print the answer; 1 if no scene has two scores."""
+    """Pair, score what is not scored, print the answer; 1 if no scene has all its scores."""
     try:
         import scipy  # noqa: F401
     except ImportError:
         raise CommandError("vqr1 diff needs SciPy: pip install 'vqr1-metric[evaluate]'") from None
-    if args.output is not None and not args.output.parent.is_dir():
-        raise CommandError(f"no folder {str(args.output.parent)!r} to write {args.output.name!r} into")
-    from vqr1_metric.evaluation.paired import compare_paired, match_folders, win_probabilities
-    from vqr1_metric.evaluation.scoring import made_by, score_items
-    from vqr1_metric.ratings import RatedImage
+    if len(args.methods) < 2:
+        raise UsageError("compare what? Give at least two folders or files of scores")
+    check_output(args, ".csv")
+    from vqr1_metric.evaluation.methods import diff
 
-    scenes, problems = match_folders(args.before, args.after)
-    for problem in problems:
-        print(f"vqr1: {problem.subject}: {problem.detail}", file=sys.stderr)
-    scorer = build_scorer(args)
-    items = [RatedImage(scene, path=path) for scene, *paths in scenes for path in paths]
-    with tempfile.TemporaryDirectory() as folder, progress(len(items), silent=args.silent) as bar:
-        rows = score_items(scorer, items, args.cache or Path(folder), progress=bar.update)
-    before, after = rows[::2], rows[1::2]
-    wins = win_probabilities(before, after)
-    found = compare_paired(
-        _scores(before), _scores(after), wins, level=args.level, resamples=args.resamples, seed=args.seed or 0
-    )
-    table = _table(scenes, before, after, wins)
+    with progress(0, silent=args.silent) as bar:
+
+        def begin(total: int) -> None:
+            bar.total = total
+            bar.refresh()
+
+        report = diff(
+            args.methods,
+            lambda: build_scorer(args),
+            strip=args.strip,
+            group=args.group,
+            level=args.level,
+            cache=args.cache,
+            progress=bar.update,
+            begin=begin,
+        )
+    for problem in report.pairing.problems:
+        print(f"vqr1: {problem.subject} {problem.detail}", file=sys.stderr)
     if args.output is not None:
-        _write(args.output, table)
-    if found.n == 0:
-        reasons = "; ".join(f"{row['path']}: {row['error']}" for row in rows if row["error"])
-        raise CommandError(f"no scene has two scores ({reasons})")
-    if args.json:
-        from vqr1_metric.evaluation.tables import jsonable
-
-        answer = {**asdict(found), "identity": made_by(scorer), "scenes": table}
-        print(json.dumps(jsonable(answer), indent=1))
-    else:
-        print(_as_text(args, found, [row for row in rows if row["error"]]))
+        args.output.write_text(report.csv(), encoding="utf-8", errors="backslashreplace")
+    if report.order.left_out == len(report.pairing.scenes):
+        raise CommandError(f"no scene has a score of every method ({'; '.join(report.failed)})")
+    print(json.dumps(report.to_dict(), indent=1) if args.json else report.text())
     return 0
 
 
-def _scores(rows: list[dict]) -> list[float]:
-    return [float("nan") if row["score"] is None else row["score"] for row in rows]
+def check_output(args: argparse.Namespace, *suffixes: str) -> None:
+    """Refuse an output file that cannot be written or would be lost.
 
-
-def _table(scenes, before, after, wins) -> list[dict]:
-    table = []
-    for (scene, *_), first, second, win in zip(scenes, before, after, wins, strict=True):
-        known = first["score"] is not None and second["score"] is not None
-        gap = second["score"] - first["score"] if known else float("nan")
-        table.append(
-            {"scene": scene, "before": first["score"], "after": second["score"], "difference": gap, "after_wins": win}
-        )
-    return table
-
-
-def _write(path: Path, table: list[dict]) -> None:
-    import csv
-
-    from vqr1_metric.score_files import cell
-
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(table[0])
-        for row in table:
-            numbers = ["" if v is None or v != v else f"{v:.6f}" for v in list(row.values())[1:]]
-            writer.writerow([cell(row["scene"]), *numbers])
-
-
-def _as_text(args: argparse.Namespace, found, failed: list[dict]) -> str:
-    low, high = found.interval
-    lines = [f"no score: {row['path']}: {row['error']}" for row in failed]
-    lines.append(f"{found.n} scenes: after is better in {found.better}, worse in {found.worse}, equal in {found.equal}")
-    if found.reason:
-        return "\n".join([*lines, found.reason])
-    lines.append(
-        f"mean difference {found.mean:+.3f}, {found.level:.0%} interval {low:+.3f} to {high:+.3f} "
-        f"(bootstrap p = {found.p_bootstrap:.2g}, Wilcoxon p = {found.p_wilcoxon:.2g})"
-    )
-    if found.win_probability == found.win_probability:
-        lines.append(
-            f"chance that after looks better in a scene, from the score distributions: {found.win_probability:.1%}"
-        )
-    names = {"after": args.after, "before": args.before}
-    if found.verdict == "open":
-        lines.append("verdict: open, the interval holds 0")
-        needed = "no number of scenes would" if found.needed is None else f"about {found.needed} scenes would"
-        lines.append(f"to settle a difference of this size (80% power): {needed}; there are {found.n}")
-    else:
-        enough = "" if found.needed is None else f" ({found.needed} scenes suffice for a difference of this size)"
-        lines.append(f"verdict: {names[found.verdict]} is better{enough}")
-    return "\n".join(lines)
+    Raises:
+        UsageError: another suffix.
+        CommandError: no folder for it, or a file that is there, without ``--overwrite``.
+    """
+    path: Path | None = args.output
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"-o writes {' or '.join(suffixes)}: -o {path.with_suffix(suffixes[0]).name}")
+    if not path.parent.is_dir():
+        raise CommandError(f"no folder {str(path.parent)!r} to write {path.name!r} into")
+    if path.exists() and not args.overwrite:
+        raise CommandError(f"{path} exists: choose another name, or --overwrite it")

@@ -6,13 +6,12 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vqr1_metric.cli import CommandError
-from vqr1_metric.cli.options import add_bootstrap_options, add_model_options, build_scorer, positive
+from vqr1_metric.cli import CommandError, UsageError
+from vqr1_metric.cli.options import add_bootstrap_options, add_model_options, build_scorer, positive, progress
 
 if TYPE_CHECKING:
-    from vqr1_metric.evaluation.run import Settings
     from vqr1_metric.ratings import RatingSet
     from vqr1_metric.scorer import QualityScorer
 
@@ -51,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     direction = what.add_mutually_exclusive_group()
     direction.add_argument("--lower-is-better", action="store_true", help="lower labels mean better, as of most DMOS")
     direction.add_argument("--higher-is-better", action="store_true", help="higher labels do, though called dmos")
+    what.add_argument(
+        "--group", metavar="COLUMN", help="pictures with one cell in this column of the labels are not independent"
+    )
     what.add_argument("--distortion", action="append", metavar="NAME", help="of --ladder (default: all)")
     what.add_argument("--max-edge", type=positive, metavar="N", help="reduce the pictures of --ladder first")
     who = parser.add_argument_group("what to evaluate")
@@ -79,71 +81,57 @@ def run(args: argparse.Namespace) -> int:
         print(_listing())
         return 0
     _check(args)
-    from vqr1_metric.cli.evaluate_special import run_ladder, run_preferences
-    from vqr1_metric.evaluation.run import Settings
+    from vqr1_metric.evaluation import evaluate, evaluate_ladder
 
-    settings = Settings(args.level, args.resamples, args.bootstrap_seed)
-    if args.preferences:
-        return run_preferences(args, _scorer(args), settings, command())
+    common = {
+        "baselines": not args.no_baselines,
+        "level": args.level,
+        "seed": args.bootstrap_seed,
+        "cache": args.cache or args.output / "cache",
+        "progress": lambda label, total: progress(total, silent=args.silent, label=label),
+        "command": "vqr1 " + shlex.join(sys.argv[1:]),
+    }
     if args.ladder:
-        return run_ladder(args, _scorer(args), settings, command())
-    return _run_labels(args, settings)
-
-
-def _run_labels(args: argparse.Namespace, settings: Settings) -> int:
-    from vqr1_metric.cli.scorers import columns, make_peers
-    from vqr1_metric.evaluation.run import evaluate, provenance
-    from vqr1_metric.evaluation.scoring import process_rank
-    from vqr1_metric.evaluation.tables import markdown, write_json, write_scores_csv, write_table_csv, write_text
-
-    sets = _label_sets(args)
-    peers = make_peers(args)
-    args.output.mkdir(parents=True, exist_ok=True)
-    scorer = _scorer(args)
-    scored = [columns(args, scorer, peers, labels.images, labels.name, labels.short_edge) for labels in sets]
-    if process_rank()[0] > 0:
-        return 0  # its share of the pictures is scored; the first process writes
-    found: list[dict[str, Any]] = []
-    for labels, scorers in zip(sets, scored, strict=True):
-        found.append(evaluate(labels, scorers, settings))
-        write_scores_csv(args.output / f"{file_name(labels.name)}.scores.csv", labels, scorers)
-    identity = next((column.identity for scorers in scored for column in scorers if column.identity), None)
-    made_with = provenance(command(), settings, {"model": identity})
-    text = markdown(found, made_with)
-    write_text(args.output / "table.md", text)
-    write_table_csv(args.output / "table.csv", found, made_with)
-    write_json(args.output / "results.json", {"made_with": made_with, "sets": found})
-    if not args.no_page:
-        from vqr1_metric.evaluation.page import evaluation_page, scatter
-
-        for entry, labels, scorers in zip(found, sets, scored, strict=True):
-            for row, column in zip(entry["scorers"], scorers, strict=True):
-                plot = scatter(row, column, labels)
-                if plot is not None:
-                    name = f"{file_name(labels.name)}.{file_name(column.name)}.svg"
-                    write_text(args.output / name, plot.standalone())
-        data = list(zip(sets, scored, strict=True))
-        page = evaluation_page(found, data, made_with, args.output / "cache" / "thumbnails")
-        write_text(args.output / "index.html", page)
-    if not args.silent:
-        print(text)
+        report = evaluate_ladder(_scorer(args), args.ladder, args.distortion, max_edge=args.max_edge, **common)
+    else:
+        sets = _sets(args)
+        args.output.mkdir(parents=True, exist_ok=True)
+        report = evaluate(
+            {_name(args.scores): _path(args.scores)} if args.scores else _scorer(args),
+            sets,
+            {_name(told): _path(told) for told in _different(args.against)},
+            group=args.group,
+            pyiqa=args.pyiqa,
+            lower_is_better=args.lower_better,
+            resamples=args.resamples,
+            device=args.device,
+            **common,
+        )
+    report.save(args.output, page=not args.no_page)
+    if report.made_with and not args.silent:  # of several processes only the first has results
+        print(report.markdown())
         print(f"results in {args.output}")
     return 0
 
 
-def command() -> str:
-    """The command line, for the record."""
-    return "vqr1 " + shlex.join(sys.argv[1:])
+def _name(told: str) -> str:
+    name, _, path = told.rpartition("=")
+    return name or Path(path).stem
 
 
-def file_name(name: str) -> str:
-    """A data set's name as part of a file name."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+def _path(told: str) -> str:
+    return told.rpartition("=")[2]
 
 
-def _scorer(args: argparse.Namespace) -> QualityScorer | None:
-    if args.scores:
-        return None
+def _different(against: list[str]) -> list[str]:
+    names = [_name(told) for told in against]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"two scorers are called {twice[0]!r}; give a file another name: --against NAME=FILE")
+    return against
+
+
+def _scorer(args: argparse.Namespace) -> QualityScorer:
     if args.device is None and args.device_map is None:
         from vqr1_metric.evaluation.scoring import local_device
 
@@ -154,79 +142,56 @@ def _scorer(args: argparse.Namespace) -> QualityScorer | None:
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot work before anything is loaded."""
     if sum(bool(getattr(args, name)) for name in _WHAT) != 1:
-        raise CommandError(f"evaluate on what? Give one of {', '.join(f'--{name}' for name in _WHAT)} (or --list)")
+        raise UsageError(f"evaluate on what? Give one of {', '.join(f'--{name}' for name in _WHAT)} (or --list)")
     if args.output is None:
-        raise CommandError("where do the results go? Give a folder with -o")
+        raise UsageError("where do the results go? Give a folder with -o")
     if args.output.exists() and not args.output.is_dir():
         raise CommandError(f"-o names a folder, but {str(args.output)!r} is a file")
     if (args.dataset or args.suite) and args.root is None:
-        raise CommandError("where are the data sets? Give their folder with --root")
+        raise UsageError("where are the data sets? Give their folder with --root")
     if args.scores and (args.model or args.server):
-        raise CommandError("--scores takes the model's place: give one of them, or the file with --against")
+        raise UsageError("--scores takes the model's place: give one of them, or the file with --against")
+    if args.ladder and args.scores:
+        raise UsageError("--ladder distorts the pictures itself: it needs a --model, not --scores")
+    if args.ladder and (args.against or args.pyiqa):
+        raise UsageError("--ladder compares the model with the baselines only: leave out --against and --pyiqa")
     try:
         import scipy  # noqa: F401
     except ImportError:
         raise CommandError("vqr1 evaluate needs SciPy: pip install 'vqr1-metric[evaluate]'") from None
 
 
-def _label_sets(args: argparse.Namespace) -> list[RatingSet]:
-    from vqr1_metric.ratings.datasets import find_folder, get_dataset, suite
+def _sets(args: argparse.Namespace) -> list[RatingSet]:
+    from vqr1_metric.ratings.datasets import load_dataset, load_suite
 
-    if args.labels:
-        labels = read_label_file(args.labels, args)
-        if labels.preferences:
-            raise CommandError(f"{args.labels}: holds votes, not scores of pictures: give it with --preferences")
-        _ = labels.quality  # the direction of a dmos column must be told
-        return [_not_empty(part, args.images or args.labels.parent) for part in labels.by_dataset()]
-    if not args.root.is_dir():
-        obtain = f". {get_dataset(args.dataset).how_to_get()}" if args.dataset else ""
-        raise CommandError(f"no folder {str(args.root)!r}{obtain}")
+    if args.labels or args.preferences:
+        return [_label_file(args.labels or args.preferences, args)]
     if args.dataset:
-        dataset = get_dataset(args.dataset)
-        folder = find_folder(dataset, args.root) or args.root
-        return [_not_empty(dataset.load(folder, args.split), folder)]
-    sets = []
-    for dataset in suite(args.suite):
-        folder = find_folder(dataset, args.root)
-        if folder is None:
-            print(f"vqr1: not there, left out: {dataset.how_to_get()}", file=sys.stderr)
-        else:
-            sets.append(_not_empty(dataset.load(folder, args.split), folder))
-    if not sets:
-        raise CommandError(f"none of the data sets is in {str(args.root)!r}; vqr1 evaluate --list says what is known")
-    return sets
+        return [load_dataset(args.dataset, args.root, args.split)]
+    return load_suite(
+        args.suite,
+        args.root,
+        args.split,
+        missing=lambda how: print(f"vqr1: not there, left out: {how}", file=sys.stderr),
+    )
 
 
-def read_label_file(path: Path, args: argparse.Namespace) -> RatingSet:
-    """A label file as the options say."""
+def _label_file(path: Path, args: argparse.Namespace) -> RatingSet:
     from vqr1_metric.ratings import read_ratings
 
     lower = True if args.lower_is_better else False if args.higher_is_better else None
     columns = {role: header or None for role, _, header in (told.partition("=") for told in args.column)}
-    return read_ratings(
+    found = read_ratings(
         path, args.images, strict=False, columns=columns, lower_is_better=lower, split=args.split or "all"
     )
-
-
-def _not_empty(labels: RatingSet, folder: Path) -> RatingSet:
-    if not labels.images:
-        names = ", ".join(problem.subject for problem in labels.problems[:3])
-        raise CommandError(f"none of the pictures of {labels.name} is in {str(folder)!r} ({names}, ...)")
-    return labels
+    if args.labels and found.preferences:
+        raise CommandError(f"{path}: holds votes, not scores of pictures: give it with --preferences")
+    if args.preferences and not found.preferences:
+        raise CommandError(f"{path}: holds scores of pictures, not votes: give it with --labels")
+    return found
 
 
 def _listing() -> str:
     from vqr1_metric.ratings.datasets import DATASETS
 
-    lines = []
-    for dataset in DATASETS.values():
-        count = "count not verified" if dataset.count is None else f"{dataset.count} pictures"
-        split = "" if dataset.split == "all" else f", evaluated on its {dataset.split} split"
-        edge = "" if dataset.short_edge is None else f", reduced to a short edge of {dataset.short_edge}"
-        lines += [
-            f"{dataset.name:<10} {dataset.title}: {count}{split}{edge}",
-            f"           where:   {dataset.where}",
-            f"           licence: {dataset.licence}",
-            f"           layout:  {dataset.folders[0]}/ with {dataset.layout}",
-        ]
-    return "\n".join(lines)
+    return "\n".join(dataset.describe() for dataset in DATASETS.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 from vqr1_metric import score_files
 from vqr1_metric.cli import CommandError
+from vqr1_metric.cli.diff import check_output
 from vqr1_metric.cli.options import positive, progress
 
 
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what vqr1 score wrote: .csv, or .jsonl with distributions and reasoning",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the page, .html")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     parser.add_argument(
         "--images",
         type=Path,
@@ -35,10 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
-    if args.output.suffix.lower() not in (".html", ".htm"):  # -o scores.csv would lose the scores
-        raise CommandError(f"the page is written as .html: -o {args.output.with_suffix('.html').name}")
-    if not args.output.parent.is_dir():
-        raise CommandError(f"no folder {str(args.output.parent)!r} to write {args.output.name!r} into")
+    check_output(args, ".html", ".htm")
     from vqr1_metric.evaluation.page import report_page
     from vqr1_metric.evaluation.peers import read_scores
     from vqr1_metric.evaluation.tables import write_text
@@ -53,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
         text = report_page(
             rows, title, _made_with(args.scores), args.output, cache, size=args.thumbnail, progress=bar.update
         )
-    write_text(args.output, text)
+    part = args.output.with_name(args.output.name + ".part")
+    write_text(part, text)  # a full disk leaves no half page
+    part.replace(args.output)
     if not args.silent:
         size = args.output.stat().st_size / 1e6
         print(f"{len(rows)} pictures in {args.output} ({size:.1f} MB; {cache.name} beside it speeds up the next time)")
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 def _picture(name: str, args: argparse.Namespace) -> Path:
     """Where a picture is: below --images, else as the name says from here, else from the file of scores."""
     if args.images is not None:
-        return args.images / name
+        return Path(args.images, name)
     return Path(name) if Path(name).exists() else args.scores.parent / name
 
 

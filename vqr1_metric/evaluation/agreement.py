@@ -1,4 +1,4 @@
-"""Numbers of agreement between scores and opinions, with bootstrap intervals. SciPy computes the correlations."""
+"""Numbers of agreement between scores and opinions, with intervals."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
+
+from vqr1_metric.evaluation.uncertainty import find_units, intervals
+from vqr1_metric.functional.agreement import plcc, srcc
 
 #: Fewer pictures than this give no correlation worth the name.
 MIN_PICTURES = 4
@@ -17,8 +22,6 @@ MIN_PICTURES = 4
 MIN_PICTURES_FOR_MAP = 10
 #: A scene with fewer versions has no order to get right.
 MIN_VERSIONS = 3
-#: An interval is only given if at least this share of the resamples had a value.
-_MIN_RESAMPLES = 0.9
 
 #: Statistics in the order of tables, and what they are.
 STATISTICS = {
@@ -47,7 +50,7 @@ class Agreement:
         scenes: scenes that entered ``scene_srcc``.
         level: probability of the intervals.
         resamples, seed: of the bootstrap.
-        resampled: what was drawn: ``"pictures"``, or ``"scenes"`` with all their versions.
+        resampled: what intervals take as independent: ``"pictures"``, whole ``"scenes"`` or ``"groups"``.
     """
 
     n: int
@@ -67,58 +70,81 @@ def agreement(
     opinions: ArrayLike,
     scenes: Sequence[str | None] | None = None,
     *,
+    groups: Sequence[str | None] | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    only: Sequence[str] = tuple(STATISTICS),
 ) -> Agreement:
-    """All statistics of ``STATISTICS`` with percentile bootstrap intervals.
+    """Statistics of ``STATISTICS`` with their intervals, see :mod:`~vqr1_metric.evaluation.uncertainty`.
 
     The maps are fitted once, to the full sample; the intervals of what comes after them leave that fit as it is.
 
     Args:
         scores: shape ``(N,)``, higher meaning better; NaN where there is none, which leaves the picture out.
         opinions: shape ``(N,)``, higher meaning better, any units.
-        scenes: what each picture shows; with at least two versions a scene on average, scenes are resampled whole,
-            since versions of one scene are not independent.
+        scenes: what each picture shows; with at least two versions a scene on average, and two scenes, intervals are
+            about other scenes, since versions of one scene are not independent.
+        groups: pictures that are not independent, in place of scenes.
         level: probability of the intervals.
-        resamples: 0 computes no intervals.
+        resamples: of the bootstrap, for many pictures; 0 computes no intervals.
         seed: of the resampling.
+        only: statistics that get intervals.
     """
     scores, opinions = np.asarray(scores, float), np.asarray(opinions, float)
     if scores.ndim != 1 or scores.shape != opinions.shape:
         raise ValueError(f"Expected two vectors of one length, but got shapes {scores.shape} and {opinions.shape}.")
     known = np.isfinite(scores) & np.isfinite(opinions)
     x, y = scores[known], opinions[known]
-    groups = None
-    if scenes is not None:
-        kept = [scene for scene, use in zip(scenes, known, strict=True) if use]
-        groups = scene_codes(kept)
-    values, reasons = point_statistics(x, y, groups)
-    by_scene = groups is not None and bool((groups >= 0).all()) and len(groups) >= 2 * len(np.unique(groups))
-    intervals = dict.fromkeys(STATISTICS, (math.nan, math.nan))
+    kept = None if scenes is None else [scene for scene, use in zip(scenes, known, strict=True) if use]
+    codes = None if kept is None else scene_codes(kept)
+    values, reasons = point_statistics(x, y, codes)
+    units = find_units(len(x), independent(kept, groups, known))
+    found = dict.fromkeys(STATISTICS, (math.nan, math.nan))
     if resamples and len(x) >= MIN_PICTURES:
-        maps = {name: fit(x, y, name) for name in CURVES}
-        draws = resample(len(x), resamples, seed, groups if by_scene else None)
-        table = [point_statistics(x[i], y[i], None if groups is None else groups[i], maps)[0] for i in draws]
-        for name in STATISTICS:
-            intervals[name] = percentile_interval([row[name] for row in table], level)
-    scene_count = 0 if groups is None else len(_scene_correlations(x, y, groups))
+        maps = {name: fit(x, y, name) for name in CURVES} if set(only) - {"srcc", "plcc", "krcc", "pairwise"} else {}
+
+        def statistic(i: NDArray[Any]) -> dict[str, float]:
+            part = None if codes is None else codes[i]
+            drawn = point_statistics(x[i], y[i], part, maps, only)[0]
+            return {name: drawn[name] for name in only}
+
+        n, r = len(x), values["srcc"]
+        # Standard errors for independent pictures: Bonett and Wright, 2000, for ranks; Fisher, 1921.
+        least = {"srcc": math.sqrt((1 + r * r / 2) / (n - 3)), "plcc": 1 / math.sqrt(n - 3)}
+        found |= intervals(statistic, units, level=level, resamples=resamples, seed=seed, scales=_SCALES, least=least)
+    scene_count = 0 if codes is None else len(_scene_correlations(x, y, codes))
+    resampled = "pictures" if len(units) == len(x) else "scenes" if groups is None else "groups"
     return Agreement(
-        len(x),
-        int((~known).sum()),
-        values,
-        intervals,
-        reasons,
-        scene_count,
-        level,
-        resamples,
-        seed,
-        "scenes" if by_scene else "pictures",
+        len(x), int((~known).sum()), values, found, reasons, scene_count, level, resamples, seed, resampled
     )
 
 
+#: Scales on which statistics are nearly normal; see :func:`vqr1_metric.evaluation.uncertainty.intervals`.
+_SCALES = {
+    **dict.fromkeys(("srcc", "plcc", "plcc_4", "plcc_5", "krcc", "scene_srcc"), "correlation"),
+    **dict.fromkeys(("rmse_4", "rmse_5"), "positive"),
+    "pairwise": "share",
+}
+
+
+def independent(
+    scenes: Sequence[str | None] | None, groups: Sequence[str | None] | None = None, known: NDArray[Any] | None = None
+) -> list[str | None] | None:
+    """What is drawn at random: groups where they are given, scenes of two or more versions, else None for pictures."""
+    if groups is not None:
+        return [g for g, use in zip(groups, [True] * len(groups) if known is None else known, strict=True) if use]
+    if scenes is None or not all(scenes) or len(scenes) < 2 * len(set(scenes)):
+        return None
+    return list(scenes)
+
+
 def point_statistics(
-    x: NDArray, y: NDArray, groups: NDArray | None = None, maps: dict[str, Map | None] | None = None
+    x: NDArray[Any],
+    y: NDArray[Any],
+    groups: NDArray[Any] | None = None,
+    maps: dict[str, Map | None] | None = None,
+    only: Sequence[str] = tuple(STATISTICS),
 ) -> tuple[dict[str, float], dict[str, str]]:
     """``(values, reasons)`` of ``STATISTICS`` for finite scores ``x`` and opinions ``y``.
 
@@ -126,18 +152,20 @@ def point_statistics(
         groups: number of each picture's scene, -1 for none.
         maps: fitted maps to use; None fits them to these pictures. The bootstrap keeps those of the full sample: a fit
             for each resample costs a hundred times as much and changes the intervals little.
+        only: others are left NaN.
     """
     values = dict.fromkeys(STATISTICS, math.nan)
     reason = undefined(x, y)
     if reason is not None:
         return values, dict.fromkeys(STATISTICS, reason)
     reasons: dict[str, str] = {}
-    values["srcc"] = float(stats.spearmanr(x, y).statistic)
-    values["plcc"] = float(stats.pearsonr(x, y).statistic)
-    # The method decides on the p value only, and the exact one is slow.
-    values["krcc"] = float(stats.kendalltau(x, y, method="asymptotic").statistic)
-    values["pairwise"] = _pairwise(values["krcc"], x, y)
-    for name in CURVES:
+    values["srcc"] = rank_correlation(x, y)
+    values["plcc"] = correlation(x, y)
+    if {"krcc", "pairwise"} & set(only):
+        # The method decides on the p value only, and the exact one is slow.
+        values["krcc"] = float(stats.kendalltau(x, y, method="asymptotic").statistic)
+        values["pairwise"] = _pairwise(values["krcc"], x, y)
+    for name in CURVES if {f"plcc_{n}" for n in CURVES} & set(only) else ():
         curve = fit(x, y, name) if maps is None else maps[name]
         if curve is None:
             few = len(x) < MIN_PICTURES_FOR_MAP
@@ -147,7 +175,7 @@ def point_statistics(
         mapped = curve(x)
         values[f"rmse_{name}"] = float(np.sqrt(np.mean((mapped - y) ** 2)))
         if np.ptp(mapped) > 1e-12 * max(1.0, float(np.abs(mapped).max())):
-            values[f"plcc_{name}"] = float(stats.pearsonr(mapped, y).statistic)
+            values[f"plcc_{name}"] = correlation(mapped, y)
         else:
             reasons[f"plcc_{name}"] = "the fitted map is constant"
     per_scene = [] if groups is None else _scene_correlations(x, y, groups)
@@ -159,7 +187,17 @@ def point_statistics(
     return values, reasons
 
 
-def undefined(x: NDArray, y: NDArray) -> str | None:
+def rank_correlation(x: NDArray[Any], y: NDArray[Any]) -> float:
+    """SRCC of arrays, see :func:`vqr1_metric.functional.agreement.srcc`."""
+    return srcc(torch.from_numpy(np.ascontiguousarray(x, float)), torch.from_numpy(np.ascontiguousarray(y, float)))
+
+
+def correlation(x: NDArray[Any], y: NDArray[Any]) -> float:
+    """PLCC of arrays, see :func:`vqr1_metric.functional.agreement.plcc`."""
+    return plcc(torch.from_numpy(np.ascontiguousarray(x, float)), torch.from_numpy(np.ascontiguousarray(y, float)))
+
+
+def undefined(x: NDArray[Any], y: NDArray[Any]) -> str | None:
     """Why a correlation of these is undefined, None if it is not."""
     if len(x) < MIN_PICTURES:
         return f"{len(x)} pictures with a score are too few: at least {MIN_PICTURES} are needed"
@@ -170,21 +208,23 @@ def undefined(x: NDArray, y: NDArray) -> str | None:
     return None
 
 
-def logistic_4(x: NDArray, top: float, bottom: float, middle: float, width: float) -> NDArray:
+def logistic_4(x: NDArray[Any], top: float, bottom: float, middle: float, width: float) -> NDArray[Any]:
     """``(top - bottom) / (1 + exp(-(x - middle) / |width|)) + bottom`` (VQEG, FR-TV phase I report, 2000)."""
     z = np.clip((x - middle) / max(abs(width), 1e-9), -700, 700)
     return bottom + (top - bottom) / (1 + np.exp(-z))
 
 
-def logistic_5(x: NDArray, height: float, slope: float, middle: float, linear: float, offset: float) -> NDArray:
+def logistic_5(
+    x: NDArray[Any], height: float, slope: float, middle: float, linear: float, offset: float
+) -> NDArray[Any]:
     """``height (1/2 - 1/(1 + exp(slope (x - middle)))) + linear x + offset`` (Sheikh, Sabir and Bovik, 2006)."""
     z = np.clip(slope * (x - middle), -700, 700)
     return height * (0.5 - 1 / (1 + np.exp(z))) + linear * x + offset
 
 
 #: Maps from scores to opinions, by the number of their parameters.
-CURVES: dict[str, Callable[..., NDArray]] = {"4": logistic_4, "5": logistic_5}
-Map = Callable[[ArrayLike], NDArray]
+CURVES: dict[str, Callable[..., NDArray[Any]]] = {"4": logistic_4, "5": logistic_5}
+Map = Callable[[ArrayLike], NDArray[Any]]
 
 
 def fit(x: ArrayLike, y: ArrayLike, parameters: str = "4") -> Map | None:
@@ -225,19 +265,19 @@ def fit(x: ArrayLike, y: ArrayLike, parameters: str = "4") -> Map | None:
     return lambda values: curve((np.asarray(values, float) - mean_x) / scale_x, *best) * scale_y + mean_y
 
 
-def _pairwise(tau: float, x: NDArray, y: NDArray) -> float:
+def _pairwise(tau: float, x: NDArray[Any], y: NDArray[Any]) -> float:
     """Of tau-b: concordant minus discordant pairs are tau sqrt(pairs untied in x · pairs untied in y)."""
     pairs = len(x) * (len(x) - 1) / 2
     untied_x, untied_y = pairs - _tied_pairs(x), pairs - _tied_pairs(y)
     return 0.5 + 0.5 * tau * math.sqrt(untied_x * untied_y) / untied_y
 
 
-def _tied_pairs(values: NDArray) -> float:
+def _tied_pairs(values: NDArray[Any]) -> float:
     counts = np.unique(values, return_counts=True)[1].astype(float)
     return float((counts * (counts - 1) / 2).sum())
 
 
-def scene_codes(scenes: Sequence[str | None]) -> NDArray | None:
+def scene_codes(scenes: Sequence[str | None]) -> NDArray[Any] | None:
     """A number for each scene, -1 for a picture without; None where no picture has one."""
     names = sorted({scene for scene in scenes if scene})
     if not names:
@@ -246,7 +286,7 @@ def scene_codes(scenes: Sequence[str | None]) -> NDArray | None:
     return np.array([number.get(scene, -1) if scene else -1 for scene in scenes])
 
 
-def _scene_correlations(x: NDArray, y: NDArray, groups: NDArray) -> list[float]:
+def _scene_correlations(x: NDArray[Any], y: NDArray[Any], groups: NDArray[Any]) -> list[float]:
     """Rank correlation of each scene with enough versions. Constant scores within a scene count as no correlation."""
     order = np.argsort(groups, kind="stable")
     bounds = np.flatnonzero(np.diff(groups[order])) + 1
@@ -256,25 +296,5 @@ def _scene_correlations(x: NDArray, y: NDArray, groups: NDArray) -> list[float]:
             continue
         # Scores that order nothing must not drop out, or a scorer could gain by refusing to judge.
         constant = np.ptp(x[members]) == 0
-        found.append(0.0 if constant else float(stats.spearmanr(x[members], y[members]).statistic))
+        found.append(0.0 if constant else rank_correlation(x[members], y[members]))
     return found
-
-
-def resample(n: int, resamples: int, seed: int, groups: NDArray | None = None) -> list[NDArray]:
-    """Indices of bootstrap samples of ``n`` pictures; with ``groups`` whole groups are drawn."""
-    random = np.random.default_rng(seed)
-    if groups is None:
-        return [random.integers(0, n, n) for _ in range(resamples)]
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    drawn = [random.integers(0, len(members), len(members)) for _ in range(resamples)]
-    return [np.concatenate([members[group] for group in draw]) for draw in drawn]
-
-
-def percentile_interval(values: Sequence[float], level: float) -> tuple[float, float]:
-    """Central interval of bootstrap values; NaN if more than a tenth of them is undefined."""
-    table = np.asarray(values, float)
-    finite = table[np.isfinite(table)]
-    if not len(table) or len(finite) < _MIN_RESAMPLES * len(table):
-        return math.nan, math.nan
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,13 @@ from vqr1_metric.images import ImageError
 LUMA = (0.299, 0.587, 0.114)
 
 
-def luma(path: Path, short_edge: int | None = None) -> NDArray:
+def luma(path: Path, short_edge: int | None = None) -> NDArray[Any]:
     """Luma of a picture, shape ``(H, W)``, 0 to 255, after the data set's resizing."""
-    return np.asarray(load_picture(path, short_edge)).astype(np.float64) @ np.array(LUMA)
+    grey: NDArray[Any] = np.asarray(load_picture(path, short_edge)).astype(np.float64) @ np.array(LUMA)
+    return grey
 
 
-def log_laplacian_variance(grey: NDArray) -> float:
+def log_laplacian_variance(grey: NDArray[Any]) -> float:
     """Logarithm of the variance of the 4-neighbour Laplacian: sharpness, and noise with it.
 
     Source: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000.
@@ -34,12 +36,12 @@ def log_laplacian_variance(grey: NDArray) -> float:
     return math.log(laplacian.var() + 1e-6)
 
 
-def contrast(grey: NDArray) -> float:
+def contrast(grey: NDArray[Any]) -> float:
     """Standard deviation of luma: root mean square contrast."""
     return float(grey.std())
 
 
-BASELINES: dict[str, Callable[[NDArray], float]] = {
+BASELINES: dict[str, Callable[[NDArray[Any]], float]] = {
     "log Laplacian variance": log_laplacian_variance,
     "contrast": contrast,
 }

@@ -12,10 +12,11 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from vqr1_metric.functional.distribution import MIN_SCORE, STEPS_PER_UNIT
+from vqr1_metric.evaluation.agreement import rank_correlation
+from vqr1_metric.functional.distribution import ScoreDistribution
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 #: Below this many pictures the figures would be noise.
@@ -73,7 +74,7 @@ def calibration(
         "rmse": _rms(errors),
         "mean_std": _rms(mapped_std),
         "scale": _rms(errors) / _rms(mapped_std),
-        "std_error_srcc": math.nan if np.ptp(s) == 0 else float(stats.spearmanr(s, np.abs(errors)).statistic),
+        "std_error_srcc": math.nan if np.ptp(s) == 0 else rank_correlation(s, np.abs(errors)),
         "ence": float(np.mean([abs(rmse - std) / std for std, rmse in bins if std > 0])),
         "bins": bins,
         "coverage": {f"{level:g}": _coverage(x, s, y, slope, offset, rows, level) for level in LEVELS},
@@ -84,30 +85,31 @@ def calibration(
     }
 
 
-def quantiles(probabilities: NDArray, q: float) -> NDArray:
-    """Smallest score whose cumulative probability reaches ``q``, for rows of 401 probabilities."""
-    cumulative = probabilities.cumsum(-1)
-    reached = cumulative >= q * cumulative[:, -1:] - 1e-9
-    return MIN_SCORE + reached.argmax(-1) / STEPS_PER_UNIT
-
-
-def _coverage(x, s, y, slope: float, offset: float, rows: NDArray | None, level: float) -> float:
+def _coverage(
+    x: NDArray[Any],
+    s: NDArray[Any],
+    y: NDArray[Any],
+    slope: float,
+    offset: float,
+    rows: NDArray[Any] | None,
+    level: float,
+) -> float:
     if rows is None:
         z = NormalDist().inv_cdf((1 + level) / 2)
         low, high = x - z * s, x + z * s
     else:
-        low, high = quantiles(rows, (1 - level) / 2), quantiles(rows, (1 + level) / 2)
+        low, high = (end.numpy() for end in ScoreDistribution(torch.from_numpy(rows)).interval(level))
     ends = np.sort(np.stack([slope * low + offset, slope * high + offset]), axis=0)
     return float(((y >= ends[0] - 1e-9) & (y <= ends[1] + 1e-9)).mean())
 
 
-def _bin(stds: NDArray, errors: NDArray) -> list[tuple[float, float]]:
+def _bin(stds: NDArray[Any], errors: NDArray[Any]) -> list[tuple[float, float]]:
     """Bins of equal count by standard deviation, at least five pictures each."""
     parts = np.array_split(np.argsort(stds, kind="stable"), min(_BINS, len(stds) // 5))
     return [(_rms(stds[part]), _rms(errors[part])) for part in parts]
 
 
-def _risk(stds: NDArray, errors: NDArray) -> list[tuple[float, float, float]]:
+def _risk(stds: NDArray[Any], errors: NDArray[Any]) -> list[tuple[float, float, float]]:
     by_std, by_error = np.argsort(stds, kind="stable"), np.argsort(np.abs(errors), kind="stable")
     counts = [max(1, round(share * len(stds))) for share in _KEPT]
     return [
@@ -115,5 +117,5 @@ def _risk(stds: NDArray, errors: NDArray) -> list[tuple[float, float, float]]:
     ]
 
 
-def _rms(values: NDArray) -> float:
+def _rms(values: NDArray[Any]) -> float:
     return float(np.sqrt(np.mean(values**2)))

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+import torch
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from scipy import stats
 
-from vqr1_metric.evaluation.agreement import percentile_interval, resample
+from vqr1_metric.evaluation.agreement import rank_correlation
 from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.evaluation.scoring import picture_hash
+from vqr1_metric.functional.intervals import mean_interval
 from vqr1_metric.images.distortions import DISTORTIONS, LEVELS, distort
 from vqr1_metric.ratings import RatingError
 from vqr1_metric.ratings.lookup import image_files
 
-Rung = tuple[str, Callable[[], np.ndarray]]
+Rung = tuple[str, Callable[[], NDArray[Any]]]
 
 
 def check_distortions(names: Sequence[str] | None) -> list[str]:
@@ -56,9 +57,7 @@ def ladder_pictures(
     return [path.name for path in paths], rungs
 
 
-def ladder_statistics(
-    scores: ArrayLike, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+def ladder_statistics(scores: ArrayLike, *, level: float = 0.95) -> dict[str, Any]:
     """How far scores fall along one distortion.
 
     Args:
@@ -66,7 +65,7 @@ def ladder_statistics(
 
     Returns:
         ``n`` pictures and ``left_out``; ``monotonicity``: mean over pictures of the rank correlation of level and score
-        with its sign turned, 1 if every score falls at every step; ``interval`` of it, pictures resampled;
+        with its sign turned, 1 if every score falls at every step; ``interval`` of it;
         ``falling``: share of steps at which the score falls; ``reversed_worst``: largest rise in one step;
         ``means``: mean score at each level; ``drop``: mean of the pristine pictures minus that of the most distorted.
     """
@@ -77,12 +76,12 @@ def ladder_statistics(
         return {"n": 0, "left_out": len(scores), "reason": "no picture has all its scores"}
     each = np.array([_falling_order(row) for row in kept])
     steps = np.diff(kept, axis=1)
-    draws = [each[i].mean() for i in resample(len(each), resamples, seed)] if len(each) > 1 else []
+    low, high = mean_interval(torch.from_numpy(each), level)
     return {
         "n": len(kept),
         "left_out": int((~known).sum()),
         "monotonicity": float(each.mean()),
-        "interval": percentile_interval(draws, level),
+        "interval": (float(low), float(high)),
         "falling": float((steps < 0).mean()),
         "reversed_worst": float(max(0.0, steps.max())),
         "means": kept.mean(axis=0).tolist(),
@@ -90,7 +89,7 @@ def ladder_statistics(
     }
 
 
-def ladder_table(found: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
+def ladder_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
     """Cells of a table: one line for each scorer and distortion."""
     lines = [["scorer", "distortion", "n", "monotonicity", "steps that fall", "pristine", "most severe"]]
     for scorer, by_distortion in found.items():
@@ -114,12 +113,12 @@ def ladder_table(found: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
     return lines
 
 
-def _rung(path: Path, name: str, level: int, seed: int, max_edge: int | None) -> np.ndarray:
+def _rung(path: Path, name: str, level: int, seed: int, max_edge: int | None) -> NDArray[Any]:
     picture = load_picture(path)
     if max_edge is not None:
         picture.thumbnail((max_edge, max_edge), Image.Resampling.BICUBIC)
     return np.asarray(distort(picture, name, level, seed) if level else picture)
 
 
-def _falling_order(row: np.ndarray) -> float:
-    return 0.0 if np.ptp(row) == 0 else -float(stats.spearmanr(np.arange(len(row)), row).statistic)
+def _falling_order(row: NDArray[Any]) -> float:
+    return 0.0 if np.ptp(row) == 0 else -rank_correlation(np.arange(len(row)), row)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vqr1_metric.evaluation.agreement import STATISTICS
+from vqr1_metric.evaluation.columns import Column
 from vqr1_metric.evaluation.plots import Plot, histogram
-from vqr1_metric.evaluation.run import Column
 from vqr1_metric.evaluation.tables import HEADINGS, jsonable, short, value_and_interval
 from vqr1_metric.evaluation.thumbnails import SIZE, thumbnail
 from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE, STEPS_PER_UNIT
@@ -35,9 +35,9 @@ def render(template: str, **values: Any) -> str:
 
 
 def report_page(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     title: str,
-    made_with: dict[str, Any],
+    made_with: Mapping[str, Any],
     page: Path,
     cache: Path,
     *,
@@ -76,9 +76,9 @@ def report_page(
 
 
 def evaluation_page(
-    sets: Sequence[dict[str, Any]],
+    sets: Sequence[Mapping[str, Any]],
     data: Sequence[tuple[RatingSet, Sequence[Column]]],
-    made_with: dict[str, Any],
+    made_with: Mapping[str, Any],
     cache: Path,
 ) -> str:
     """The page of an evaluation: tables, scatter plots with the fits, uncertainty, worst disagreements.
@@ -135,7 +135,7 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _card(row: dict[str, Any], page: Path, cache: Path, size: int) -> dict[str, Any]:
+def _card(row: Mapping[str, Any], page: Path, cache: Path, size: int) -> dict[str, Any]:
     """What the page's script needs of a picture, under short names."""
     known = row.get("score") is not None and not math.isnan(row["score"])
     replies = [
@@ -176,7 +176,7 @@ def _bars(probabilities: Sequence[float] | None) -> list[int] | None:
     return [round(99 * value / max(sums)) for value in sums]
 
 
-def scatter(row: dict[str, Any], column: Column, labels: RatingSet) -> Plot | None:
+def scatter(row: Mapping[str, Any], column: Column, labels: RatingSet) -> Plot | None:
     """Scores against opinions with the fitted maps; None without a score.
 
     Args:
@@ -197,7 +197,7 @@ def scatter(row: dict[str, Any], column: Column, labels: RatingSet) -> Plot | No
     return plot
 
 
-def _calibration_plots(row: dict[str, Any]) -> list[tuple[str, str]]:
+def _calibration_plots(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = row["calibration"]
     if not found or "reason" in found:
         return []
@@ -219,34 +219,34 @@ def _calibration_plots(row: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _figures(found: dict[str, Any] | None) -> str:
+def _figures(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     if "reason" in found:
-        return found["reason"]
+        return str(found["reason"])
     return (
         f"rank correlation of standard deviation and error {found['std_error_srcc']:.3f}; standard deviations would be "
         f"right if multiplied by {found['scale']:.2f}; calibration error (ENCE) {found['ence']:.2f}"
     )
 
 
-def _worst(row: dict[str, Any], labels: RatingSet, cache: Path) -> list[dict[str, Any]]:
+def _worst(row: Mapping[str, Any], labels: RatingSet, cache: Path) -> list[dict[str, Any]]:
     paths = {item.name: item.path for item in labels.images}
     return [
         {
             **entry,
-            "thumbnail": thumbnail(paths[entry["image"]], cache) or "",
+            "thumbnail": thumbnail(Path(paths[entry["image"]] or ""), cache) or "",
             "text": f"people {entry['mos']:.3g}, expected of its score {entry['score']:.2f}: {entry['expected']:.3g}",
         }
         for entry in row["worst"]
     ]
 
 
-def _flat(made_with: dict[str, Any]) -> list[tuple[str, str]]:
+def _flat(made_with: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Key and value lines, nested tables in one line each."""
     lines = []
     for key, value in made_with.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             value = ", ".join(f"{name} {entry}" for name, entry in value.items() if entry is not None)
         if value is not None:
             lines.append((key, str(value)))

@@ -1,24 +1,34 @@
-"""Two methods on the same scenes: which is better, how surely, and how many scenes would settle it?"""
+"""Methods on the same scenes: which is better, how surely, and how many scenes would settle it?
+
+A verdict needs two things at once: an interval of the mean difference (Student's and Hall's, see
+:func:`~vqr1_metric.functional.intervals.mean_interval`) without 0, and, where there are few scenes, an exact test that
+counts out all ways to flip the signs of the differences. ``python -m benchmarks.verdicts`` measures how often that is
+wrong; its table stands in docs/evaluation.md.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
-from numpy.typing import ArrayLike
+import torch
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from vqr1_metric.evaluation.agreement import percentile_interval, resample
-from vqr1_metric.evaluation.significance import two_sided
-from vqr1_metric.ratings import Problem, RatingError
-from vqr1_metric.ratings.lookup import image_files
+from vqr1_metric.evaluation.significance import holm
+from vqr1_metric.evaluation.uncertainty import find_units
+from vqr1_metric.functional.distribution import ScoreDistribution
+from vqr1_metric.functional.intervals import hall_statistic, interval_of_moments
+from vqr1_metric.functional.thurstone import win_probability
 
 #: The sample size asked for finds a real difference of the size seen this often.
 POWER = 0.8
+#: Up to so many differences all flips of their signs are counted out, 2 to the power of this.
+EXACT = 14
 _LARGEST = 10_000_000
 
 
@@ -27,29 +37,29 @@ class PairedDifference:
     """Scores ``after`` minus scores ``before``, scene by scene.
 
     Args:
-        n: scenes with both scores.
-        left_out: scenes without one of them.
-        mean: mean difference, in score units.
-        interval: percentile bootstrap interval of the mean, scenes resampled.
-        p_bootstrap: two-sided, of "no difference".
-        p_wilcoxon: two-sided Wilcoxon signed-rank test; NaN if all differences are 0.
-        better, worse, equal: scenes in which the score rose, fell, stayed.
-        win_probability: mean over scenes of the probability that a draw from the score distribution of ``after``
-            exceeds one of ``before``; NaN where there are no distributions.
+        n: scenes with both scores; with groups, groups of them.
+        left_out: scenes without one of the scores.
+        mean: mean difference, in score units; with groups the mean over groups of their means.
+        interval: of the mean.
+        p: two-sided, of "no difference"; no smaller than each of the tests behind it gives.
+        better, worse, equal: scenes (groups) in which the score rose, fell, stayed.
+        win_probability: mean over scenes (groups) of the probability that a draw from the score distribution of
+            ``after`` exceeds one of ``before``; NaN where there are no distributions.
         effect: mean difference over its standard deviation (Cohen's d of paired data).
-        needed: scenes at which a two-sided t test finds a true difference of the size seen with a probability of 80%;
-            None where that is no number (no difference seen, or no spread).
-        verdict: ``after``, ``before`` or ``open``: whose mean is higher, open while the interval holds 0.
-        level: probability of the interval.
-        reason: why there is no answer, or None.
+        needed: scenes (groups) at which a two-sided t test finds a true difference of the size seen with a probability
+            of 80%; None where that is no number (no difference seen, or no spread).
+        verdict: ``after``, ``before`` or ``open``: whose mean is higher, open while chance would give as much.
+        level: probability of the interval; a verdict needs ``p`` of at most 1 minus this.
+        reason: why no test could tell, or None.
+        images: scenes that the groups hold; ``n`` without groups.
+        p_holm: ``p`` corrected for the number of comparisons; ``p`` where there is one.
     """
 
     n: int
     left_out: int
     mean: float
     interval: tuple[float, float]
-    p_bootstrap: float
-    p_wilcoxon: float
+    p: float
     better: int
     worse: int
     equal: int
@@ -59,6 +69,8 @@ class PairedDifference:
     verdict: str
     level: float = 0.95
     reason: str | None = None
+    images: int = 0
+    p_holm: float = math.nan
 
 
 def compare_paired(
@@ -66,9 +78,10 @@ def compare_paired(
     after: ArrayLike,
     wins: ArrayLike | None = None,
     *,
+    groups: Sequence[str] | None = None,
     level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    resamples: int | None = None,
+    seed: int | None = None,
 ) -> PairedDifference:
     """Compare two sets of scores of the same scenes.
 
@@ -76,42 +89,75 @@ def compare_paired(
         before, after: shape ``(N,)``, higher meaning better; NaN in either leaves the scene out.
         wins: probability for each scene that ``after`` looks better, see
             :func:`~vqr1_metric.functional.thurstone.win_probability`.
+        groups: for each scene the group (clip, data set) whose members are not independent; each group counts once.
+        level: probability of the interval.
+        resamples, seed: of version 0.1.0, which resampled; without effect.
     """
-    before, after = np.asarray(before, float), np.asarray(after, float)
-    if before.shape != after.shape or before.ndim != 1:
-        raise ValueError(f"Expected two vectors of one length, but got shapes {before.shape} and {after.shape}.")
-    known = np.isfinite(before) & np.isfinite(after)
-    gaps, n = (after - before)[known], int(known.sum())
-    chances = np.full(len(known), math.nan) if wins is None else np.asarray(wins, float)
-    win = float(np.mean(chances[known])) if n else math.nan
+    first, second = np.asarray(before, float), np.asarray(after, float)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"Expected two vectors of one length, but got shapes {first.shape} and {second.shape}.")
+    if not 0 < level < 1:
+        raise ValueError(f"Expected a confidence level in (0, 1), such as 0.95, but got {level!r}.")
+    chances = np.full(len(first), math.nan) if wins is None else np.asarray(wins, float)
+    known = np.isfinite(first) & np.isfinite(second)
+    named = None if groups is None else [g for g, use in zip(groups, known, strict=True) if use]
+    images = int(known.sum())
+    units = find_units(images, named)
+    if named and len(set(named)) == 1:
+        units = [np.arange(images)]
+    gaps = np.array([(second - first)[known][unit].mean() for unit in units])
+    win = float(np.mean([chances[known][unit].mean() for unit in units])) if images else math.nan
+    # Means of equal numbers differ in the last digits.
+    gaps[np.abs(gaps) <= 1e-12 * (1 + np.abs(second[known]).max(initial=0))] = 0
+    n, alpha = len(gaps), 1 - level
     counts = int((gaps > 0).sum()), int((gaps < 0).sum()), int((gaps == 0).sum())
-    left_out = len(known) - n
-    if n < 2:
-        nan, told = math.nan, f"{n} scenes with two scores: at least 2 are needed"
-        mean = float(gaps[0]) if n else nan
-        return PairedDifference(n, left_out, mean, (nan, nan), nan, nan, *counts, win, nan, None, "open", level, told)
-    draws = [gaps[i].mean() for i in resample(n, resamples, seed)]
-    interval = percentile_interval(draws, level)
-    spread = float(gaps.std(ddof=1))
-    effect = float(gaps.mean()) / spread if spread > 0 else math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few scenes with ties: SciPy says that its normal approximation is rough
-        p_wilcoxon = float(stats.wilcoxon(gaps[gaps != 0]).pvalue) if gaps.any() else math.nan
-    verdict = "after" if interval[0] > 0 else "before" if interval[1] < 0 else "open"
+    mean = float(gaps.mean()) if n else math.nan
+    interval, p = _interval_and_p(gaps, level)
+    spread = float(gaps.std(ddof=1)) if n > 1 else math.nan
+    effect = mean / spread if spread > 1e-12 * abs(mean) else math.nan
+    needed = scenes_needed(effect, alpha)
+    reason = _too_few(counts, n, alpha, "scenes" if groups is None else "groups")
+    significant = p <= alpha and not interval[0] <= 0 <= interval[1]
+    verdict = "open" if not significant else "after" if mean > 0 else "before"
+    left_out = len(known) - images
     return PairedDifference(
-        n,
-        left_out,
-        float(gaps.mean()),
-        interval,
-        two_sided(draws),
-        p_wilcoxon,
-        *counts,
-        win,
-        effect,
-        scenes_needed(effect, 1 - level),
-        verdict,
-        level,
+        n, left_out, mean, interval, p, *counts, win, effect, needed, verdict, level, reason, images, p
     )
+
+
+def _too_few(counts: tuple[int, int, int], n: int, alpha: float, units: str) -> str | None:
+    """With k differences no exact test gives less than 2 / 2**k: too few of them and nothing can be said."""
+    least = math.ceil(1 + math.log2(1 / alpha) - 1e-9)
+    if n < least:
+        return f"too few {units} to say: {n}, and no test could tell with fewer than {least}"
+    if n - counts[2] < least:
+        return f"too few {units} differ to say: {n - counts[2]} of {n}, and no test could tell with fewer than {least}"
+    return None
+
+
+def _interval_and_p(gaps: NDArray[np.float64], level: float) -> tuple[tuple[float, float], float]:
+    n = len(gaps)
+    if n < 2:
+        return (math.nan, math.nan), math.nan
+    mean, spread, third = float(gaps.mean()), float(gaps.std()), float(((gaps - gaps.mean()) ** 3).mean())
+    interval = interval_of_moments(n, mean, spread, third, level)
+    p_values = [sign_flip_p(gaps)] if n <= EXACT else []
+    if spread > 1e-12 * max(1.0, abs(mean)):
+        t = mean / spread * math.sqrt(n - 1)
+        p_values += [float(2 * stats.t.sf(abs(s), n - 1)) for s in (t, hall_statistic(n, mean, spread, third))]
+    return interval, max(p_values or [1.0 if mean == 0 else 2.0 ** (1 - n)])
+
+
+def sign_flip_p(gaps: NDArray[np.float64]) -> float:
+    """Two-sided p of "each difference is as likely one way as the other": all flips of their signs counted out."""
+    gaps = gaps[gaps != 0]
+    if not len(gaps):
+        return 1.0
+    sums = np.zeros(1)
+    for gap in gaps[1:]:  # the first sign may stay: flipping all changes no size
+        sums = np.concatenate([sums + gap, sums - gap])
+    sums += gaps[0]
+    return float(np.mean(np.abs(sums) >= abs(gaps.sum()) * (1 - 1e-9)))
 
 
 def scenes_needed(effect: float, alpha: float = 0.05, power: float = POWER) -> int | None:
@@ -137,47 +183,80 @@ def scenes_needed(effect: float, alpha: float = 0.05, power: float = POWER) -> i
     if guess > _LARGEST:
         return None
     if guess > 1000:
-        return math.ceil(guess)
+        return math.ceil(float(guess))
     if missing(2) <= 0:
         return 2
-    return math.ceil(optimize.brentq(missing, 2, guess + 20, xtol=1e-6) - 1e-6)
+    return math.ceil(float(optimize.brentq(missing, 2, guess + 20, xtol=1e-6)) - 1e-6)
 
 
-def match_folders(before: Path, after: Path) -> tuple[list[tuple[str, Path, Path]], list[Problem]]:
-    """Pictures of the same scene in two folders, ``(scene, before, after)``, and those without a partner.
+@dataclass(frozen=True)
+class MethodOrder:
+    """Several methods on the same scenes.
 
-    A scene is the path below the folder without its suffix, in any case: ``a/1.png`` and ``a/1.jpg`` belong together.
-
-    Raises:
-        RatingError: if no scene is in both.
+    Args:
+        names: best mean first.
+        means: mean score of each, over scenes that all have (over groups, with groups).
+        letters: for each method the groups of methods it does not differ from: two that share no letter differ.
+        pairs: ``(better, worse, difference)`` of every two methods, the better mean as ``after``; verdicts by
+            ``p_holm``.
+        left_out: scenes that lack a score of one of the methods.
     """
-    tables = []
-    problems = []
-    for folder in (before, after):
-        if not folder.is_dir():
-            raise RatingError(f"Expected a folder of pictures, but {str(folder)!r} is none.")
-        table: dict[str, Path] = {}
-        for path in image_files(folder):
-            scene = path.relative_to(folder).with_suffix("").as_posix().lower()
-            if scene in table:
-                problems.append(Problem("duplicate", str(path), "another picture has its name: left out"))
-            else:
-                table[scene] = path
-        tables.append(table)
-    first, second = tables
-    for table, other, folder in ((first, second, after), (second, first, before)):
-        lonely = [path for scene, path in table.items() if scene not in other]
-        problems += [Problem("missing picture", str(path), f"no partner in {folder}: left out") for path in lonely]
-    shared = [(path.relative_to(before).as_posix(), path, second[s]) for s, path in first.items() if s in second]
-    if not shared:
-        raise RatingError(
-            f"Expected pictures of the same name in {str(before)!r} ({len(first)} pictures) and {str(after)!r} "
-            f"({len(second)} pictures), but no name is in both."
-        )
-    return shared, problems
+
+    names: tuple[str, ...]
+    means: tuple[float, ...]
+    letters: tuple[str, ...]
+    pairs: tuple[tuple[str, str, PairedDifference], ...]
+    left_out: int = field(default=0)
 
 
-def win_probabilities(before: Sequence[dict | None], after: Sequence[dict | None]) -> list[float]:
+def compare_methods(
+    scores: Mapping[str, ArrayLike], *, groups: Sequence[str] | None = None, level: float = 0.95
+) -> MethodOrder:
+    """Order methods by their mean score, with every two compared and corrected for their number (Holm, 1979).
+
+    Args:
+        scores: name -> scores of the same scenes, shape ``(N,)``, NaN where there is none.
+        groups, level: as for :func:`compare_paired`.
+    """
+    table = np.array([np.asarray(values, float) for values in scores.values()])
+    known = np.isfinite(table).all(axis=0)
+    kept = table[:, known]
+    named = None if groups is None else [g for g, use in zip(groups, known, strict=True) if use]
+    units = find_units(kept.shape[1], named)
+    means = [float(np.mean([row[unit].mean() for unit in units])) if units else math.nan for row in kept]
+    names = list(scores)
+    order = sorted(range(len(names)), key=lambda i: (-means[i] if math.isfinite(means[i]) else math.inf, i))
+    found = [
+        (names[a], names[b], compare_paired(kept[b], kept[a], groups=named, level=level))
+        for a, b in combinations(order, 2)
+    ]
+    corrected = holm([pair.p for _, _, pair in found])
+    pairs = [
+        (a, b, replace(d, p_holm=p, verdict=d.verdict if p <= 1 - level else "open"))
+        for (a, b, d), p in zip(found, corrected, strict=True)
+    ]
+    differ = {(a, b) for a, b, pair in pairs if pair.verdict != "open"}
+    ordered = [names[i] for i in order]
+    return MethodOrder(
+        tuple(ordered), tuple(means[i] for i in order), _letters(ordered, differ), tuple(pairs), int((~known).sum())
+    )
+
+
+def _letters(ordered: Sequence[str], differ: set[tuple[str, str]]) -> tuple[str, ...]:
+    """Letters of the largest groups within which no two methods differ (Piepho, 2004: insert and absorb)."""
+    groups = [set(ordered)]
+    for a, b in sorted(differ, key=lambda pair: (ordered.index(pair[0]), ordered.index(pair[1]))):
+        split = [part for group in groups for part in ([group - {a}, group - {b}] if {a, b} <= group else [group])]
+        groups = [
+            g for i, g in enumerate(split) if g and not any(g < h or (g == h and i > j) for j, h in enumerate(split))
+        ]
+    groups.sort(key=lambda group: sorted(ordered.index(name) for name in group))
+    return tuple("".join(chr(ord("a") + i % 26) for i, group in enumerate(groups) if name in group) for name in ordered)
+
+
+def win_probabilities(
+    before: Sequence[Mapping[str, object] | None], after: Sequence[Mapping[str, object] | None]
+) -> list[float]:
     """Of each scene, from the distributions of two rows of scores; NaN where one has none."""
     found = []
     for first, second in zip(before, after, strict=True):
@@ -185,6 +264,12 @@ def win_probabilities(before: Sequence[dict | None], after: Sequence[dict | None
         if a is None or b is None:
             found.append(math.nan)
             continue
-        low = np.cumsum(b) - 0.5 * np.asarray(b)
-        found.append(float(np.clip(np.dot(a, low), 0, 1)))
+        ours, theirs = (ScoreDistribution(torch.tensor(p, dtype=torch.float64)) for p in (a, b))
+        found.append(float(win_probability(ours, theirs)))
     return found
+
+
+def __getattr__(name: str) -> object:
+    if name == "match_folders":
+        raise ImportError(f"{__name__}.{name} of version 0.1.0 is now vqr1_metric.evaluation.pairing.pair_names.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

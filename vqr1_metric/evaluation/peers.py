@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.functional.distribution import GRID_SIZE
@@ -14,12 +15,13 @@ from vqr1_metric.images import ImageError, load_image
 from vqr1_metric.ratings.parse import find_columns
 from vqr1_metric.ratings.sets import RatedImage, RatingError
 from vqr1_metric.ratings.tables import parse_number, read_table
+from vqr1_metric.score_files import uncell
 
 #: Columns that a file of scores may have beside the score.
 _NUMBERS = ("std", "low", "high", "coverage", "tag_probability")
 
 
-def read_scores(path: str | Path) -> dict[str, dict]:
+def read_scores(path: str | Path) -> dict[str, dict[str, Any]]:
     """Scores of a file: name -> row with ``score`` and, where the file has them, ``std``, ``probabilities`` and more.
 
     A name that occurs with different scores has none, and ``error`` says why.
@@ -32,7 +34,7 @@ def read_scores(path: str | Path) -> dict[str, dict]:
         RatingError: for a file that holds no scores.
     """
     path = Path(path)
-    found: dict[str, dict] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, row in _json_lines(path) if path.suffix.lower() == ".jsonl" else _table_rows(path):
         first = found.setdefault(name, row)
         if first["score"] != row["score"] and not (math.isnan(first["score"]) and math.isnan(row["score"])):
@@ -41,7 +43,7 @@ def read_scores(path: str | Path) -> dict[str, dict]:
     return found
 
 
-def _table_rows(path: Path) -> Iterator[tuple[str, dict]]:
+def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     table = read_table(path)
     rows, decimal_comma = [cells for _, cells in table.rows], table.decimal_comma
     if not rows:
@@ -59,18 +61,17 @@ def _table_rows(path: Path) -> Iterator[tuple[str, dict]]:
     for row in rows[1:]:
         if len(row) <= max(image, score) or not row[image]:
             continue
-        entry = {"score": parse_number(row[score], decimal_comma)}
+        entry: dict[str, Any] = {"score": parse_number(row[score], decimal_comma)}
         entry |= {name: parse_number(row[at], decimal_comma) for name, at in numbers.items() if at < len(row)}
         if error is not None and error < len(row) and row[error]:
             entry["error"] = row[error]
-        # vqr1 score protects a name that a spreadsheet would run as a formula
-        yield row[image].removeprefix("'") if row[image][:2] in ("'=", "'+", "'-", "'@", "''") else row[image], entry
+        yield uncell(row[image]), entry
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise RatingError(f"Expected a file, but {str(path)!r} is none.")
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
             if line.strip():
                 row = json.loads(line)
@@ -81,7 +82,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict]]:
             ) from None
 
 
-def _checked(row: dict) -> dict:
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose numbers are numbers, as what follows relies on."""
     numbers = {name: float(row[name]) for name in _NUMBERS if row.get(name) is not None}
     probabilities = row.get("probabilities")
@@ -95,9 +96,11 @@ def _checked(row: dict) -> dict:
     return {**row, **dict.fromkeys(_NUMBERS), **numbers, "score": score, "probabilities": probabilities}
 
 
-def match_scores(scores: dict[str, dict], items: Sequence[RatedImage]) -> list[dict | None]:
+def match_scores(
+    scores: Mapping[str, Mapping[str, Any]], items: Sequence[RatedImage]
+) -> list[Mapping[str, Any] | None]:
     """The row of each picture: by its path, its name in the labels, or either file name if it is unique; else None."""
-    by_name: dict[str, dict | None] = {}
+    by_name: dict[str, Mapping[str, Any] | None] = {}
     for name, row in scores.items():
         by_name[_file_name(name)] = None if _file_name(name) in by_name else row
     return [
@@ -113,7 +116,7 @@ def _file_name(name: str) -> str:
     return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def pyiqa_metric(name: str, device: str | None = None) -> Callable[[Path, int | None], dict]:
+def pyiqa_metric(name: str, device: str | None = None) -> Callable[[Path, int | None], dict[str, Any]]:
     """A function from picture (and short edge) to a row, of any metric that pyiqa knows.
 
     The row has ``score``, higher meaning better, or NaN and ``error``, why there is none.
@@ -141,7 +144,7 @@ def pyiqa_metric(name: str, device: str | None = None) -> Callable[[Path, int | 
         ) from error
     sign = -1.0 if metric.lower_better else 1.0
 
-    def row(path: Path, short_edge: int | None = None) -> dict:
+    def row(path: Path, short_edge: int | None = None) -> dict[str, Any]:
         try:
             pixels = load_image(load_picture(path, short_edge))
         except ImageError as error:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vqr1_metric.evaluation.agreement import percentile_interval, resample
+from vqr1_metric.evaluation.uncertainty import intervals
 from vqr1_metric.ratings import Preference, RatingSet
 
 
@@ -35,7 +37,7 @@ def preference_agreement(
 
     Returns:
         ``pairs``, ``scenes``, ``votes`` that took part, ``left_out`` pairs, and as ``(value, low, high)``, intervals
-        from resampling scenes:
+        about other scenes:
 
         - ``votes_met``: share of votes the scores side with, a tie in score meeting half;
         - ``ceiling``: the same for a scorer that always sides with the majority; ``chance`` is 0.5;
@@ -50,8 +52,8 @@ def preference_agreement(
         return {"pairs": 0, "scenes": 0, "votes": 0.0, "left_out": left_out, "reason": "no pair has two scores"}
     scenes = list(dict.fromkeys(pair.scene for pair in known))
     table = np.array([_scene_sums([p for p in known if p.scene == scene], scores) for scene in scenes])
-    best = [_best_sums(preferences.choices[scene], scores) for scene in scenes if scene in preferences.choices]
-    best = np.array([row for row in best if row is not None])
+    sums = (_best_sums(preferences.choices[scene], scores) for scene in scenes if scene in preferences.choices)
+    best = np.array([row for row in sums if row is not None])
     found: dict[str, Any] = {
         "pairs": len(known),
         "scenes": len(scenes),
@@ -60,19 +62,21 @@ def preference_agreement(
         "chance": 0.5,
         "level": level,
     }
-    draws = [_ratios(table[i]) for i in resample(len(scenes), resamples, seed)] if len(scenes) > 1 else []
-    for name, value in _ratios(table).items():
-        low, high = percentile_interval([draw[name] for draw in draws], level)
-        found[name] = (value, low, high)
+    scales = dict.fromkeys(("votes_met", "ceiling", "majority", "best_met", "best_ceiling", "best_chance"), "share")
+    units = [np.array([i]) for i in range(len(scenes))]
+    estimate = partial(intervals, level=level, resamples=resamples, seed=seed, scales=scales)
+    ends = estimate(lambda i: _ratios(table[i]), units)
+    found |= {name: (value, *ends[name]) for name, value in _ratios(table).items()}
     names = ("best_met", "best_ceiling", "best_chance")
     if not len(best):
         return found | dict.fromkeys(names)
-    drawn = [best[i].sum(0) for i in resample(len(best), resamples, seed)] if len(best) > 1 else []
-    total = best.sum(0)
-    for column, name in enumerate(names, 1):
-        low, high = percentile_interval([row[column] / row[0] for row in drawn], level)
-        found[name] = (float(total[column] / total[0]), low, high)
-    return found
+
+    def shares(i: NDArray[Any]) -> dict[str, float]:
+        total = best[i].sum(0)
+        return {name: float(total[column] / total[0]) for column, name in enumerate(names, 1)}
+
+    ends = estimate(shares, [np.array([i]) for i in range(len(best))])
+    return found | {name: (value, *ends[name]) for name, value in shares(np.arange(len(best))).items()}
 
 
 def _score(scores: Mapping[str, float], name: str) -> float | None:
@@ -95,7 +99,7 @@ def _scene_sums(pairs: Sequence[Preference], scores: Mapping[str, float]) -> lis
     return [votes, met, ceiling, decided, right]
 
 
-def _ratios(table: np.ndarray) -> dict[str, float]:
+def _ratios(table: NDArray[Any]) -> dict[str, float]:
     votes, met, ceiling, decided, right = table.sum(0)
     reach = ceiling / votes - 0.5
     return {
@@ -114,3 +118,9 @@ def _best_sums(choices: Mapping[str, float], scores: Mapping[str, float]) -> lis
     chosen = [votes for name, votes in choices.items() if scores[name] == top]
     total = sum(choices.values())
     return [total, sum(chosen) / len(chosen), max(choices.values()), total / len(choices)]
+
+
+def __getattr__(name: str) -> object:
+    if name == "read_preferences":
+        raise ImportError(f"{__name__}.{name} of version 0.1.0 is now vqr1_metric.ratings.read_ratings.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,7 +28,7 @@ def _parse() -> dict[str, dict[str, tuple[float, float]]]:
     table = {}
     for line in _ROWS.strip().splitlines():
         name, *cells = line.rsplit(maxsplit=len(SETS))
-        pairs = [tuple(float(value) for value in cell.split("/")) for cell in cells]
+        pairs = [(float(srcc), float(plcc)) for srcc, plcc in (cell.split("/") for cell in cells)]
         table[name.strip()] = dict(zip(SETS, pairs, strict=True))
     return table
 

@@ -1,4 +1,4 @@
-"""From labels and scores to one dictionary with everything: what tables, pages and JSON files are made of."""
+"""From ratings and scores to one dictionary with everything: what tables, pages and JSON files are made of."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from vqr1_metric import __version__
-from vqr1_metric.evaluation.agreement import CURVES, agreement, fit
+from vqr1_metric.evaluation.agreement import CURVES, Agreement, agreement, fit
 from vqr1_metric.evaluation.calibration import calibration
+from vqr1_metric.evaluation.columns import Column
 from vqr1_metric.evaluation.published import SOURCE, published_rows
 from vqr1_metric.evaluation.significance import compare_scorers, holm
 from vqr1_metric.ratings.sets import Problem, RatingSet, count_problems
@@ -25,35 +26,6 @@ _PACKAGES = ("torch", "transformers", "scipy", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
-class Column:
-    """Scores of one scorer for the pictures of one data set.
-
-    Args:
-        name: as tables call it.
-        kind: ``model``, ``scores`` (read from a file), ``pyiqa`` or ``baseline``.
-        rows: for each picture what is known: ``score``, ``std``, ``probabilities``, ``error``; None for nothing.
-        lower_is_better: turned round before anything is computed.
-        identity: what the scores were made with.
-    """
-
-    name: str
-    kind: str
-    rows: Sequence[dict | None]
-    lower_is_better: bool = False
-    identity: dict[str, Any] | None = None
-
-    def values(self, key: str) -> list[float]:
-        """A number of each picture; NaN where there is none."""
-        found = [None if row is None else row.get(key) for row in self.rows]
-        return [math.nan if value is None else float(value) for value in found]
-
-    @property
-    def scores(self) -> list[float]:
-        """Scores with higher meaning better."""
-        return [-score if self.lower_is_better else score for score in self.values("score")]
-
-
-@dataclass(frozen=True)
 class Settings:
     """How uncertain figures are computed: probability of intervals, bootstrap resamples, seed."""
 
@@ -62,10 +34,18 @@ class Settings:
     seed: int = 0
 
 
-def evaluate(labels: RatingSet, columns: Sequence[Column], settings: Settings | None = None) -> dict[str, Any]:
+def measure(
+    labels: RatingSet, columns: Sequence[Column], settings: Settings | None = None, *, group: str | None = None
+) -> dict[str, Any]:
     """Everything about one data set.
 
     The first column is the one the others are compared with.
+
+    Args:
+        labels: the images.
+        columns: the scores.
+        settings: of the intervals.
+        group: column of the labels whose equal cells mark images that are not independent.
 
     Returns:
         ``dataset``, ``scorers``, ``differences``, ``published``; NaN is kept, see
@@ -74,10 +54,11 @@ def evaluate(labels: RatingSet, columns: Sequence[Column], settings: Settings | 
     settings = settings or Settings()
     opinions = labels.quality
     scenes = [image.scene for image in labels.images] if labels.has_scenes else None
+    groups = None if group is None else labels.groups(group)
     problems = list(labels.problems)
     scorers = []
     for column in columns:
-        found = agreement(column.scores, opinions, scenes, **asdict(settings))
+        found = agreement(column.scores, opinions, scenes, groups=groups, **asdict(settings))
         problems += _without_score(column, labels)
         scorers.append(
             {
@@ -103,7 +84,7 @@ def evaluate(labels: RatingSet, columns: Sequence[Column], settings: Settings | 
             "problems": [asdict(problem) for problem in problems],
         },
         "scorers": scorers,
-        "differences": _differences(columns, opinions, scenes, settings),
+        "differences": _differences(columns, opinions, scenes, groups, settings),
         "published": [
             {"name": name, "srcc": srcc, "plcc": plcc, "source": SOURCE}
             for name, srcc, plcc in published_rows(labels.name)
@@ -123,7 +104,7 @@ def provenance(command: str, settings: Settings, extra: dict[str, Any] | None = 
     return {"vqr1_metric": __version__, "command": command, **asdict(settings), "versions": versions, **(extra or {})}
 
 
-def _agreement_json(found) -> dict[str, Any]:
+def _agreement_json(found: Agreement) -> dict[str, Any]:
     table = asdict(found)
     return {**table, "intervals": {name: list(ends) for name, ends in table["intervals"].items()}}
 
@@ -186,13 +167,28 @@ def _worst(column: Column, labels: RatingSet) -> list[dict[str, Any]]:
     ]
 
 
-def _differences(columns: Sequence[Column], opinions, scenes, settings: Settings) -> list[dict[str, Any]]:
+def _differences(
+    columns: Sequence[Column],
+    opinions: Sequence[float],
+    scenes: Sequence[str | None] | None,
+    groups: Sequence[str | None] | None,
+    settings: Settings,
+) -> list[dict[str, Any]]:
     if len(columns) < 2:
         return []
     main, *others = columns
-    found = [compare_scorers(main.scores, other.scores, opinions, scenes, **asdict(settings)) for other in others]
-    corrected = holm([difference.p_bootstrap for difference in found])
+    found = [
+        compare_scorers(main.scores, other.scores, opinions, scenes, groups=groups, **asdict(settings))
+        for other in others
+    ]
+    corrected = holm([difference.p for difference in found])
     return [
         {"scorer": main.name, "other": other.name, **asdict(difference), "p_holm": p}
         for other, difference, p in zip(others, found, corrected, strict=True)
     ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "evaluate":
+        raise ImportError(f"{__name__}.{name} of version 0.1.0 is now vqr1_metric.evaluation.evaluate.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,7 @@ from vqr1_metric.images import ImageError, ImageLike
 from vqr1_metric.ratings import RatedImage
 from vqr1_metric.scorer import QualityScorer
 
-#: Pictures that one process scores before it writes. A multiple of no batch size matters: batches form within it.
+#: Pictures that one process scores before it writes; need not be a multiple of the batch size.
 CHUNK = 32
 #: Decimals of a score that count. Matrix products of one machine were once seen to differ in the sixth between runs.
 DIGITS = 4
@@ -56,7 +56,7 @@ class ScoreCache:
         if self._file.exists():
             score_files.repair(self._file)
 
-    def read(self) -> dict[str, dict]:
+    def read(self) -> dict[str, dict[str, Any]]:
         """All rows by picture hash, those of other processes too."""
         rows = {}
         for file in sorted(self.folder.glob("scores-*.jsonl")):
@@ -66,7 +66,7 @@ class ScoreCache:
                 rows[row["picture"]] = row
         return rows
 
-    def append(self, rows: Sequence[dict]) -> None:
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write rows, all of them with one write."""
         with self._file.open("ab", buffering=0) as file:
             file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
@@ -78,7 +78,7 @@ def score_items(
     cache: Path,
     short_edge: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """A row for each labelled picture: what :func:`vqr1_metric.score_files.as_json` makes of its result.
 
     Args:
@@ -87,7 +87,8 @@ def score_items(
         short_edge: pictures are reduced to it.
         progress: see :func:`score_pictures`.
     """
-    pictures = [(picture_hash(item.path), partial(_load, item.path, short_edge)) for item in items]
+    paths = [Path(item.path or item.name) for item in items]
+    pictures = [(picture_hash(path), partial(_load, path, short_edge)) for path in paths]
     rows = score_pictures(scorer, pictures, cache, progress, short_edge=short_edge)
     # Equal pictures share a row, which has the name of the first.
     return [{**row, "path": str(item.path)} for row, item in zip(rows, items, strict=True)]
@@ -100,7 +101,7 @@ def score_pictures(
     progress: Callable[[int], object] = lambda count: None,
     *,
     short_edge: int | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """A row for each picture, scored or from the cache.
 
     Started by ``torchrun`` or ``accelerate launch``, every process scores its share and waits for the others; all of
@@ -170,7 +171,7 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _settled(row: dict) -> dict:
+def _settled(row: dict[str, Any]) -> dict[str, Any]:
     """A row without the digits that differ between runs."""
     return {**row, **{name: round(row[name], DIGITS) for name in ("score", "std") if row[name] is not None}}
 
@@ -182,3 +183,9 @@ def _load(path: Path, short_edge: int | None) -> ImageLike:
         return load_picture(path, short_edge)
     except ImageError:
         return path  # the scorer finds the same fault and reports it
+
+
+def __getattr__(name: str) -> object:
+    if name == "scorer_identity":
+        raise ImportError(f"{__name__}.{name} of version 0.1.0 is now vqr1_metric.evaluation.scoring.made_by.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

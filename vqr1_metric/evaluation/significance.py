@@ -1,7 +1,8 @@
 """Is the difference between two scorers on the same pictures real?
 
-Two answers stand side by side: Williams' t test (exact for normal variables, applied to ranks as is common), and a
-paired bootstrap of the difference, which assumes nothing but that the pictures (or scenes) are a sample.
+Two answers stand side by side: Williams' t test (exact for normal variables, applied to ranks as is common; only for
+independent pictures), and Student's t of the difference with its jackknife or bootstrap error, which assumes nothing
+but that the pictures (or scenes) are a sample.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from vqr1_metric.evaluation.agreement import percentile_interval, resample, scene_codes, undefined
+from vqr1_metric.evaluation.agreement import independent, rank_correlation, undefined
+from vqr1_metric.evaluation.uncertainty import difference, find_units
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Difference:
         n: pictures.
         a, b: the two rank correlations (SRCC) with the opinions.
         difference: ``a - b``.
-        interval: percentile interval of the paired bootstrap.
-        p_bootstrap: two-sided, twice the smaller share of resampled differences beyond zero.
-        p_williams: two-sided, Williams' t test on ranks.
+        interval: of the difference.
+        p: two-sided, of "no difference".
+        p_williams: two-sided, Williams' t test on ranks; NaN where pictures are not independent.
         reason: why there is no difference, or None.
     """
 
@@ -36,7 +38,7 @@ class Difference:
     b: float
     difference: float
     interval: tuple[float, float]
-    p_bootstrap: float
+    p: float
     p_williams: float
     reason: str | None = None
 
@@ -47,6 +49,7 @@ def compare_scorers(
     opinions: ArrayLike,
     scenes: Sequence[str | None] | None = None,
     *,
+    groups: Sequence[str | None] | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -56,31 +59,28 @@ def compare_scorers(
     Args:
         a, b: scores, shape ``(N,)``, higher meaning better, NaN where there is none.
         opinions: shape ``(N,)``, higher meaning better.
-        scenes: if every picture names one, whole scenes are resampled.
+        scenes, groups: pictures that are not independent, see :func:`~vqr1_metric.evaluation.agreement.agreement`.
     """
-    a, b, y = (np.asarray(values, float) for values in (a, b, opinions))
-    known = np.isfinite(a) & np.isfinite(b) & np.isfinite(y)
-    groups = scene_codes([s for s, use in zip(scenes, known, strict=True) if use]) if scenes is not None else None
-    if groups is not None and (groups < 0).any():
-        groups = None
-    a, b, y = a[known], b[known], y[known]
-    reason = undefined(a, y) or undefined(b, y)
+    x, z, y = (np.asarray(values, float) for values in (a, b, opinions))
+    known = np.isfinite(x) & np.isfinite(z) & np.isfinite(y)
+    kept = None if scenes is None else [scene for scene, use in zip(scenes, known, strict=True) if use]
+    units = find_units(int(known.sum()), independent(kept, groups, known))
+    x, z, y = x[known], z[known], y[known]
+    reason = undefined(x, y) or undefined(z, y)
     if reason is not None:
         nan = math.nan
         return Difference(len(y), nan, nan, nan, (nan, nan), nan, nan, reason)
-    first, second = _srcc(a, y), _srcc(b, y)
-    draws = [_srcc(a[i], y[i]) - _srcc(b[i], y[i]) for i in resample(len(y), resamples, seed, groups)]
-    ranks = [stats.rankdata(values) for values in (a, b, y)]
-    between = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-    return Difference(
-        len(y),
-        first,
-        second,
-        first - second,
-        percentile_interval(draws, level),
-        two_sided(draws),
-        williams(first, second, between, len(y))[1],
+    first, second = rank_correlation(x, y), rank_correlation(z, y)
+    interval, p = difference(
+        lambda i: rank_correlation(x[i], y[i]) - rank_correlation(z[i], y[i]),
+        units,
+        level=level,
+        resamples=resamples,
+        seed=seed,
     )
+    alone = len(units) == len(y)
+    p_williams = williams(first, second, rank_correlation(x, z), len(y))[1] if alone else math.nan
+    return Difference(len(y), first, second, first - second, interval, p, p_williams)
 
 
 def williams(r_ay: float, r_by: float, r_ab: float, n: int) -> tuple[float, float]:
@@ -111,19 +111,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(order) - place) * p_values[index]))
         corrected[index] = running
     return corrected
-
-
-def two_sided(draws: ArrayLike) -> float:
-    """Two-sided bootstrap p of "no difference"; never 0, as finitely many draws cannot show that."""
-    draws = np.asarray(draws, float)
-    draws = draws[np.isfinite(draws)]
-    if not len(draws):
-        return math.nan
-    tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(draws) + 1)))
-
-
-def _srcc(x: NDArray, y: NDArray) -> float:
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    return float(stats.spearmanr(x, y).statistic)

@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vqr1_metric.evaluation.agreement import STATISTICS
-from vqr1_metric.evaluation.run import Column
+from vqr1_metric.evaluation.columns import Column
 from vqr1_metric.ratings.sets import RatingSet, problems_text
 from vqr1_metric.score_files import cell
 
@@ -31,7 +31,7 @@ _CORRELATIONS = ("srcc", "plcc", "plcc_4", "plcc_5", "krcc", "scene_srcc")
 
 def jsonable(value: Any) -> Any:
     """The same with None for NaN and infinity, lists for tuples, floats rounded to 9 significant digits."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): jsonable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(entry) for entry in value]
@@ -45,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_json(path: Path, results: dict[str, Any]) -> None:
+def write_json(path: Path, results: Mapping[str, Any]) -> None:
     """Everything, NaN as null."""
     write_text(path, json.dumps(jsonable(results), indent=1, ensure_ascii=False) + "\n")
 
@@ -55,7 +55,7 @@ _MODEL = ("model", "revision", "mode", "question")
 _MADE_WITH = (*_MODEL, "vqr1_metric", "level", "resamples", "seed", "command")
 
 
-def write_table_csv(path: Path, sets: Sequence[dict[str, Any]], made_with: dict[str, Any]) -> None:
+def write_table_csv(path: Path, sets: Sequence[Mapping[str, Any]], made_with: Mapping[str, Any]) -> None:
     """One line for each scorer of each data set: all statistics with the ends of their intervals, and their making."""
     columns = ["dataset", "split", "scorer", "kind", "n", "left_out"]
     columns += [f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")]
@@ -99,7 +99,7 @@ def write_scores_csv(path: Path, labels: RatingSet, columns: Sequence[Column]) -
     _write_csv(path, header, lines)
 
 
-def markdown(sets: Sequence[dict[str, Any]], made_with: dict[str, Any]) -> str:
+def markdown(sets: Sequence[Mapping[str, Any]], made_with: Mapping[str, Any]) -> str:
     """The tables a reader needs, measured and published rows apart, with what was left out and how it was made."""
     parts = []
     for entry in sets:
@@ -110,7 +110,7 @@ def markdown(sets: Sequence[dict[str, Any]], made_with: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _heading(dataset: dict[str, Any]) -> str:
+def _heading(dataset: Mapping[str, Any]) -> str:
     split = "" if dataset["split"] == "all" else f", split {dataset['split']}"
     count = f"{dataset['labelled']} pictures"
     if dataset["expected"] and dataset["expected"] != dataset["labelled"]:
@@ -118,7 +118,7 @@ def _heading(dataset: dict[str, Any]) -> str:
     return f"## {dataset['name']}{split} ({count})\n"
 
 
-def _main_table(entry: dict[str, Any]) -> str:
+def _main_table(entry: Mapping[str, Any]) -> str:
     shown = [name for name in HEADINGS if name != "scene_srcc" or entry["dataset"]["scenes"]]
     lines = [["scorer", "n", *(HEADINGS[name] for name in shown)]]
     for row in entry["scorers"]:
@@ -140,7 +140,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body)) + "\n"
 
 
-def _notes(entry: dict[str, Any]) -> str:
+def _notes(entry: Mapping[str, Any]) -> str:
     lines = []
     for row in entry["scorers"]:
         for name in ("srcc", "plcc_4", "plcc_5"):
@@ -154,8 +154,7 @@ def _notes(entry: dict[str, Any]) -> str:
         low, high = row["interval"]
         lines.append(
             f"- {row['scorer']} against {row['other']}: SRCC {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
-            f"paired bootstrap p = {_p(row['p_bootstrap'])} ({_p(row['p_holm'])} after Holm), "
-            f"Williams p = {_p(row['p_williams'])}."
+            f"p = {_p(row['p'])} ({_p(row['p_holm'])} after Holm), Williams p = {_p(row['p_williams'])}."
         )
     for row in entry["scorers"]:
         lines += _calibration_note(row)
@@ -167,7 +166,7 @@ def _notes(entry: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def _calibration_note(row: dict[str, Any]) -> list[str]:
+def _calibration_note(row: Mapping[str, Any]) -> list[str]:
     found = row["calibration"]
     if not found or "reason" in found:
         return []
@@ -179,7 +178,7 @@ def _calibration_note(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _means(sets: Sequence[dict[str, Any]]) -> str:
+def _means(sets: Sequence[Mapping[str, Any]]) -> str:
     """Mean over the data sets for each scorer that has them all."""
     names = list(dict.fromkeys(row["name"] for entry in sets for row in entry["scorers"]))
     lines = [["scorer", "data sets", "SRCC", "PLCC", "PLCC (4)"]]
@@ -191,7 +190,7 @@ def _means(sets: Sequence[dict[str, Any]]) -> str:
     return "## Mean over the data sets\n\n" + table(lines)
 
 
-def made_with_text(made_with: dict[str, Any]) -> str:
+def made_with_text(made_with: Mapping[str, Any]) -> str:
     """How results were made, as Markdown."""
     from vqr1_metric.backends.files import CONTENT
 
@@ -200,14 +199,46 @@ def made_with_text(made_with: dict[str, Any]) -> str:
         "## How this was made\n",
         f"    {made_with['command']}\n",
         f"- vqr1_metric {made_with['vqr1_metric']}; {versions}",
-        f"- {made_with['level']:.0%} intervals, percentile bootstrap, {made_with['resamples']} resamples, seed "
-        f"{made_with['seed']}; the logistic maps are fitted once, to all pictures.",
+        f"- {made_with['level']:.0%} intervals by the jackknife, for more than 50 pictures or scenes by "
+        f"{made_with['resamples']} bootstrap resamples, seed {made_with['seed']}; the logistic maps are fitted once.",
     ]
     for identity in made_with.values():
         if isinstance(identity, dict) and "question" in identity:  # hashes are in results.json
             told = {key: value for key, value in identity.items() if value is not None and key not in CONTENT}
             lines.append("- " + ", ".join(f"{key} {value}" for key, value in told.items()))
     return "\n".join(lines) + "\n"
+
+
+def preference_text(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of an agreement with votes."""
+    lines = [["scorer", "pairs", "votes met", "of reach", "majority", "best of scene"]]
+    for name, row in found.items():
+        if "reason" in row:
+            lines.append([name, "0", row["reason"], "", "", ""])
+            continue
+        best = "" if row["best_met"] is None else _share(row["best_met"])
+        lines.append(
+            [name, str(row["pairs"]), *(_share(row[key]) for key in ("votes_met", "of_reach", "majority")), best]
+        )
+    known = next((row for row in found.values() if "reason" not in row), None)
+    if known is None:
+        return table(lines)
+    best = "–" if known["best_ceiling"] is None else _share(known["best_ceiling"])
+    chance = "–" if known["best_chance"] is None else _share(known["best_chance"])
+    lines += [["*ceiling: always with the majority*", "", _share(known["ceiling"]), "1", "1", best]]
+    lines += [["*chance*", "", ".500", "0", ".500", chance]]
+    notes = f"\n{known['scenes']} scenes, {known['votes']:g} votes in pairs; intervals are about other scenes."
+    if known["scenes"] < 10:
+        notes += " So few scenes test the path, they are no result."
+    return table(lines) + notes + "\n"
+
+
+def _share(value: tuple[float, float, float]) -> str:
+    share, low, high = value
+    if math.isnan(share):
+        return "–"
+    ends = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+    return f"{share:.3f}{ends}"
 
 
 def with_interval(name: str, value: float, interval: Sequence[float]) -> str:
@@ -238,7 +269,7 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
-def _write_csv(path: Path, header: Sequence[str], lines) -> None:
+def _write_csv(path: Path, header: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

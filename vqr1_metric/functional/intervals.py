@@ -105,7 +105,7 @@ def student_t_quantile(p: float, df: int) -> float:
             (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
             (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
         )
-        return z + sum(term / df ** (i + 1) for i, term in enumerate(terms))
+        return z + math.fsum(term / float(df) ** (i + 1) for i, term in enumerate(terms))
     low, high = 0.0, math.pi / 2  # of the angle whose tangent is t over the root of df
     for _ in range(60):
         middle = (low + high) / 2

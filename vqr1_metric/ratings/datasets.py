@@ -77,6 +77,18 @@ class Dataset:
         # The pictures of the other splits have labels too, so only those of the whole set could lack one.
         return find_images(labels, [pictures], report_unlabelled=len(labels) == complete)
 
+    def describe(self) -> str:
+        """Name, size, source, terms and layout, in a few lines."""
+        count = "count not verified" if self.count is None else f"{self.count} pictures"
+        split = "" if self.split == "all" else f", evaluated on its {self.split} split"
+        edge = "" if self.short_edge is None else f", reduced to a short edge of {self.short_edge}"
+        return (
+            f"{self.name:<10} {self.title}: {count}{split}{edge}\n"
+            f"           where:   {self.where}\n"
+            f"           licence: {self.licence}\n"
+            f"           layout:  {self.folders[0]}/ with {self.layout}"
+        )
+
     def how_to_get(self) -> str:
         """What to tell a user who does not have it."""
         return f"{self.title}: get it from {self.where} (licence: {self.licence}); the folder must hold {self.layout}"
@@ -99,6 +111,44 @@ def get_dataset(name: str) -> Dataset:
     if name not in DATASETS:
         raise RatingError(f"Expected a data set out of {', '.join(DATASETS)}; but got {name!r}.")
     return DATASETS[name]
+
+
+def load_dataset(name: str, root: str | Path, split: str | None = None) -> RatingSet:
+    """A data set below ``root``, or whose folder ``root`` is; see :meth:`Dataset.load`.
+
+    Raises:
+        RatingError: an unknown name, or a folder without the set, with how to obtain it.
+    """
+    dataset, root = get_dataset(name), Path(root)
+    if not root.is_dir():
+        raise RatingError(f"Expected a folder, but there is no folder {str(root)!r}. {dataset.how_to_get()}.")
+    return dataset.load(find_folder(dataset, root) or root, split)
+
+
+def load_suite(
+    name: str, root: str | Path, split: str | None = None, missing: Callable[[str], object] = lambda how: None
+) -> list[RatingSet]:
+    """Every data set of a suite that is below ``root``.
+
+    Args:
+        name: ``"paper"``.
+        root: the folder of the data sets.
+        split: as for :meth:`Dataset.load`.
+        missing: told how to get each that is not there.
+
+    Raises:
+        RatingError: an unknown suite, or none of its sets.
+    """
+    root, found = Path(root), []
+    for dataset in suite(name):
+        folder = find_folder(dataset, root) if root.is_dir() else None
+        if folder is None:
+            missing(dataset.how_to_get())
+        else:
+            found.append(dataset.load(folder, split))
+    if not found:
+        raise RatingError(f"Expected data sets of {name} in {str(root)!r}, but none is there.")
+    return found
 
 
 def suite(name: str) -> list[Dataset]:

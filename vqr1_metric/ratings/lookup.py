@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from vqr1_metric.images import SUFFIXES
+from vqr1_metric.images.find import is_image_name
 from vqr1_metric.ratings.sets import Problem, RatingError, RatingSet, without_duplicates
 
 
@@ -74,7 +74,7 @@ def image_files(folder: Path) -> list[Path]:
 
 def has_image_suffix(name: str) -> bool:
     """Does a file's name, which is not a hidden file's, end as image files do?"""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    return not os.path.basename(name).startswith(".") and is_image_name(name)
 
 
 class _Folder:
