@@ -105,7 +105,7 @@ class Tally:
             self.scores.append(score)
 
     def summary(self) -> dict[str, object]:
-        """The mean of the scores there are, with its 95% interval (bootstrap over images); None without scores."""
+        """The mean of the scores there are, with its 95% interval; None without scores."""
         mean, interval = None, None
         if self.scored:
             scores = torch.frombuffer(self.scores, dtype=torch.float64)

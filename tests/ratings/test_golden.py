@@ -76,6 +76,8 @@ FILES = [
     Golden("vlm_r1.jsonl", chat("<think>fine</think><answer> 63.5 </answer>"), {"a.png": 63.5}),
     Golden("swift.jsonl", json.dumps(messages("a.png", "3.5")) + "\n" + json.dumps(messages("b.png", "2")), AB,
            more={"a.png": {"question": "Rate it."}}),
+    Golden("both.jsonl", chat("It is sharp.", mos=3.5), {"a.png": 3.5}),
+    Golden("solution.jsonl", '{"image": "a.png", "solution": "<answer>3.5</answer>"}', {"a.png": 3.5}),
     Golden("llama_factory.json", json.dumps([messages("a.png", "3.5"), messages("b.png", "2.0")]), AB),
     Golden("plain.jsonl", '{"path": "a.png", "score": 3.5}\n{"path": "b.png", "score": 2, "x": "1"}', AB),
     Golden("agiqa.csv", 'name,prompt,mos_quality,std_quality\na.png,"a man,\nold",3.5,0.5\nb.png,x,2,1\n', AB,

@@ -89,7 +89,7 @@ def agreement(
         level: probability of the intervals.
         resamples: of the bootstrap, for many pictures; 0 computes no intervals.
         seed: of the resampling.
-        only: statistics that get intervals.
+        only: statistics that are computed; the others are NaN.
     """
     scores, opinions = np.asarray(scores, float), np.asarray(opinions, float)
     if scores.ndim != 1 or scores.shape != opinions.shape:
@@ -98,7 +98,7 @@ def agreement(
     x, y = scores[known], opinions[known]
     kept = None if scenes is None else [scene for scene, use in zip(scenes, known, strict=True) if use]
     codes = None if kept is None else scene_codes(kept)
-    values, reasons = point_statistics(x, y, codes)
+    values, reasons = point_statistics(x, y, codes, None, only)
     units = find_units(len(x), independent(kept, groups, known))
     found = dict.fromkeys(STATISTICS, (math.nan, math.nan))
     if resamples and len(x) >= MIN_PICTURES:
@@ -178,7 +178,7 @@ def point_statistics(
             values[f"plcc_{name}"] = correlation(mapped, y)
         else:
             reasons[f"plcc_{name}"] = "the fitted map is constant"
-    per_scene = [] if groups is None else _scene_correlations(x, y, groups)
+    per_scene = [] if groups is None or "scene_srcc" not in only else _scene_correlations(x, y, groups)
     if per_scene:
         values["scene_srcc"] = float(np.mean(per_scene))
     else:

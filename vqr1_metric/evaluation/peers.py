@@ -12,6 +12,7 @@ from typing import Any
 from vqr1_metric.evaluation.pictures import load_picture
 from vqr1_metric.functional.distribution import GRID_SIZE
 from vqr1_metric.images import ImageError, load_image
+from vqr1_metric.images.names import unescape_name
 from vqr1_metric.ratings.parse import find_columns
 from vqr1_metric.ratings.sets import RatedImage, RatingError
 from vqr1_metric.ratings.tables import parse_number, read_table
@@ -58,6 +59,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     numbers = {name: header.index(name) for name in _NUMBERS if name in header}
     error = header.index("error") if "error" in header else None
+    ours = "tag_probability" in header  # names are escaped in what vqr1 score wrote
     for row in rows[1:]:
         if len(row) <= max(image, score) or not row[image]:
             continue
@@ -65,7 +67,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         entry |= {name: parse_number(row[at], decimal_comma) for name, at in numbers.items() if at < len(row)}
         if error is not None and error < len(row) and row[error]:
             entry["error"] = row[error]
-        yield uncell(row[image]), entry
+        yield uncell(row[image]) if ours else row[image], entry
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -75,7 +77,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             if line.strip():
                 row = json.loads(line)
-                yield str(row.get("path") or row["image"]), _checked(row)
+                name = str(row.get("path") or row["image"])
+                yield unescape_name(name) if "tag_probability" in row else name, _checked(row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RatingError(
                 f"Expected JSON objects with path and score in {str(path)!r}, but line {number} is none ({error})."

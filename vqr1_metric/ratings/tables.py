@@ -168,6 +168,7 @@ def flat_json(row: Mapping[str, Any]) -> dict[str, str]:
     cells = {str(key): _text(value) for key, value in row.items() if key not in ("conversations", "messages")}
     pictures = row.get("images") or row.get("image")
     turns = row.get("conversations") or row.get("messages")
+    rated = any(key.lower() in ("mos", "score") for key in cells)  # then a reply may be about something else
     if isinstance(turns, list):
         for turn in turns:
             if not isinstance(turn, dict):
@@ -179,13 +180,13 @@ def flat_json(row: Mapping[str, Any]) -> dict[str, str]:
                 content = " ".join(str(part["text"]) for part in parts if "text" in part)
             if role in ("human", "user"):
                 cells["question"] = str(content).replace("<image>", "").strip()
-            elif role in ("gpt", "assistant"):
+            elif role in ("gpt", "assistant") and not rated:
                 cells["mos"] = _text(content)
     if pictures is not None:
         cells.pop("images", None)
         cells["image"] = _text(pictures)
     answer = next((name for name in ("mos", "solution", "answer", "output") if cells.get(name)), None)
-    if answer is not None and not any(name in cells for name in ("mos", "score")):
+    if answer is not None and not rated:
         cells["mos"] = cells[answer]
     if "mos" in cells:
         inside = answer_text(cells["mos"])
