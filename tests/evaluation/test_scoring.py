@@ -91,7 +91,7 @@ def test_a_file_of_floats_is_a_picture_everywhere(tmp_path: Path) -> None:
     assert baseline_scores(floats, 30) == pytest.approx(baseline_scores(eight, 30))
     scorer = QualityScorer(backend=LinearBackend())
     rows = scoring.score_items(scorer, [RatedImage("b.tif", path=floats)], tmp_path / "cache", short_edge=30)
-    assert rows[0]["error"] is None and scorer.backend.sizes == [(30, 45)]
+    assert not rows[0]["error"] and scorer.backend.sizes == [(30, 45)]
     assert ladder_pictures(floats.parent, ["blur"])[1][1][1]().dtype == np.uint8
     assert thumbnail(floats, tmp_path / "cache") == thumbnail(eight, tmp_path / "cache")
 
