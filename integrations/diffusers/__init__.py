@@ -1,15 +1,15 @@
 """Score, prune and rerank what diffusers pipelines make: ``BestOfN`` round a pipe, a callback inside.
 
-What a user calls: ``best_of_n`` (``results`` is what it gives back), ``callback``, and ``block`` for modular pipelines.
-``BestOfN`` makes the candidates of a prompt in calls of the pipe (``runs``), each of which ``steering`` cuts short or
-carries on; the callback drops candidates inside a call (``pruning``) and decodes by itself (``decoding``). What is
-known of pipelines stands in ``support`` (and in ``pruning`` and ``decoding`` for theirs), of schedulers in
-``schedulers``. All score through ``scoring`` and reach into a pipe through ``patching``.
+What a user calls: ``best_of_n`` (``results`` is what it gives back, ``records`` writes it), ``callback``, and ``block``
+for modular pipelines. ``BestOfN`` makes the candidates of a prompt (``runs``) in calls of the pipe (``pipes``), each on
+objects of its own (``calls``); callback and block watch (``previews``). All score through ``scoring``. What is known of
+schedulers stands in ``schedulers``, of pipelines in ``tested``, and every private name of diffusers in ``private``.
 """
 
 from vqr1_metric.integrations.diffusers.best_of_n import BestOfN
 from vqr1_metric.integrations.diffusers.block import VisualQualityR1Block
-from vqr1_metric.integrations.diffusers.callback import PreviewRecord, VisualQualityR1Callback
+from vqr1_metric.integrations.diffusers.callback import VisualQualityR1Callback
+from vqr1_metric.integrations.diffusers.previews import PreviewRecord
 from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate
 from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError
 

@@ -1,114 +1,231 @@
-"""The calls of a pipe that make the candidates of one prompt."""
+"""The candidates of one prompt: made and scored in chunks, whatever ends the run before its time."""
 
 from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vqr1_metric.integrations.diffusers.results import Candidate
+from vqr1_metric.integrations.diffusers.calls import Cancelled, Snapshot, Stopped
+from vqr1_metric.integrations.diffusers.pipes import Made, Maker
+from vqr1_metric.integrations.diffusers.records import Store
+from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate, finish, rate
 from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError
-from vqr1_metric.integrations.diffusers.steering import Snapshot, Steering
-from vqr1_metric.results import ImageScore
+from vqr1_metric.integrations.diffusers.scoring import PictureScorer
 
-if TYPE_CHECKING:
-    from vqr1_metric.integrations.diffusers.best_of_n import BestOfN
+#: Added to the seed of a direction of search, so that its noise is not the noise that the sampler draws.
+_DIRECTIONS = 0x5EED_0F_D14EC710
 
 
 class Run:
-    """Makes and scores candidates, in chunks, and keeps the books.
+    """Makes and scores candidates, and keeps the books.
 
     Args:
-        best: whose pipe, scorers and batch size these are.
+        maker: of the candidates.
+        scorer: of their pictures.
         arguments: of the pipe, prompt included.
+        prompt: that other scorers are told.
+        on_candidate: called with every finished candidate.
+        store: of pictures that an earlier run has made.
         budget: denoiser rows that may be computed, or None.
-        keep_noise: keep each candidate's first noise.
+
+    Attributes:
+        interrupted: why no more is made, or None; ``error`` is the exception, if it was one.
     """
 
     def __init__(
-        self, best: BestOfN, arguments: dict[str, Any], budget: int | None = None, keep_noise: bool = False
+        self,
+        maker: Maker,
+        scorer: PictureScorer,
+        arguments: dict[str, Any],
+        prompt: str | None,
+        *,
+        on_candidate: Callable[[Candidate], Any] | None = None,
+        store: Store | None = None,
+        budget: int | None = None,
     ) -> None:
-        self.best, self.arguments, self.batch_size = best, arguments, best.batch_size
-        self.budget, self.keep_noise = budget, keep_noise
+        self.maker, self.scorer, self.arguments, self.prompt = maker, scorer, arguments, prompt
+        self.on_candidate, self.store, self.budget = on_candidate, store, budget
+        self.batch_size = maker.batch_size
         self.rows, self.made, self.scoring_seconds, self.started = 0, 0, 0.0, time.perf_counter()
-        self.snapshots: list[Snapshot] | None = None
+        self.interrupted: str | None = None
+        self.error: BaseException | None = None
+        self.trace: list[tuple[int, float]] = []
+        self._earlier: str | None = None  # why some candidates have no preview
+        self._known = False  # is there anything to hand back?
+        self._snapshots: list[Snapshot] = []
+        self._places: dict[int, tuple[int, int]] = {}  # of a candidate (its id): snapshot, row
+        self._generators: dict[int, Tensor] = {}  # of a candidate that goes on with noise of its own
 
     def previews(self, candidates: list[Candidate], preview_at: float, save: bool) -> None:
-        """Score the predicted clean picture of every candidate; with ``save``, finals carry on from there."""
+        """Score the predicted clean picture of every candidate; with ``save``, what follows carries on from there."""
         snapshots: list[Snapshot] = []
+        places: dict[int, tuple[int, int]] = {}
         for chunk in self._chunks(candidates):
-            pictures, blanked, steering = self._call(chunk, preview_at=preview_at)
-            if steering.snapshot is None:
-                raise UnsupportedError(
-                    f"{self.best.interface.name} never called its scheduler, so there is no preview."
-                )
+            made = self._make(chunk, preview_at=preview_at, resume=self._resume(chunk))
+            if made is None:
+                continue
+            assert made.call is not None and made.call.snapshot is not None
             if save:  # what the denoisers said is as large as all their activations: one chunk's is enough
-                snapshots.append(replace(steering.snapshot, answers={}) if snapshots else steering.snapshot)
-            scores = zip(*self._score(pictures, blanked), strict=True)
-            for candidate, picture, (result, extras, bonus) in zip(chunk, pictures, scores, strict=True):
-                candidate.preview, candidate.preview_result = picture, result
-                candidate.preview_extras, candidate.preview_bonus = extras, bonus
-        self.snapshots = snapshots or None
+                places |= {id(c): (len(snapshots), row) for row, c in enumerate(chunk)}
+                snapshot = made.call.snapshot
+                snapshots.append(replace(snapshot, answers={}) if snapshots else snapshot)
+            results, extras = self._score(made)
+            for candidate, picture, result, extra in zip(chunk, made.pictures, results, extras, strict=True):
+                candidate.preview, candidate.preview_result, candidate.preview_extras = picture, result, extra
+            self._known = True
+        rate(candidates, self.scorer, preview=True)
+        self._snapshots, self._places, self._generators = snapshots, places, {}
+        self._known = False  # as yet no picture: should the next call fail, there is nothing to hand back
+        if isinstance(self.error, Exception):  # what has a preview may still be finished
+            self._earlier, self.interrupted = self.interrupted, None
 
     def finals(self, candidates: list[Candidate]) -> None:
         """Denoise the survivors to the end and score them."""
-        survivors = [index for index, candidate in enumerate(candidates) if candidate.survived]
-        for places in self._chunks(survivors):
-            chunk = [candidates[place] for place in places]
-            rows = [divmod(place, self.batch_size) for place in places]
-            resume = Snapshot.gather(self.snapshots, rows) if self.snapshots else None
-            pictures, blanked, steering = self._call(chunk, resume=resume)
+        survivors = [candidate for candidate in candidates if candidate.survived]
+        kept = {id(c): picture for c in survivors if self.store and (picture := self.store.get(c.seed)) is not None}
+        for chunk in self._chunks([c for c in survivors if id(c) in kept]):
+            self._take(chunk, Made([kept[id(c)] for c in chunk], [None] * len(chunk)), new=False)
+        ours = [candidate for candidate in survivors if id(candidate) not in kept]
+        for chunk in self._chunks(ours):
+            made = self._make(chunk, resume=self._resume(chunk), **self._noise(chunk))
+            if made is None:
+                continue
             self.made += len(chunk)
-            scores = zip(*self._score(pictures, blanked), strict=True)
-            for row, (candidate, picture, (result, extras, bonus)) in enumerate(
-                zip(chunk, pictures, scores, strict=True)
-            ):
-                candidate.picture, candidate.result = picture, result
-                candidate.extras, candidate.bonus = extras, bonus
-                if self.keep_noise and candidate.noise is None:
-                    candidate.noise = steering.noise[row : row + 1].cpu()
-            if self.budget is not None and not self.fits(len(survivors) - self.made):
+            self._take(chunk, made, new=True)
+            if self.budget is not None and not self.fits(len(ours) - self.made):
                 raise ValueError(
-                    f"Expected a budget for the first {len(survivors)} candidates, "
-                    f"{self._cost(len(survivors))} denoiser rows, but got {self.budget}."
+                    f"Expected a budget for the first {len(ours)} candidates, {self._cost(len(ours))} denoiser rows, "
+                    f"but got {self.budget}."
                 )
+
+    def fork(self, child: Candidate, parent: Candidate) -> None:
+        """Let a new candidate carry on from where its parent stands, with the noise of its own seed."""
+        self._places[id(child)] = self._places[id(parent)]
+        self._generators[id(child)] = torch.Generator().manual_seed(child.seed).get_state()
+
+    def draws_noise(self) -> bool:
+        """Has the scheduler drawn noise up to where the candidates stand?"""
+        return all(snapshot.drew for snapshot in self._snapshots)
 
     def fits(self, candidates: int) -> bool:
         """Is the budget enough for so many more, judged by the cost of those that were made?"""
-        return self.rows + self._cost(max(0, candidates)) <= self.budget
+        return self.budget is None or self.rows + self._cost(max(0, candidates)) <= self.budget
 
-    def _cost(self, candidates: int) -> int:
-        return math.ceil(self.rows / self.made * candidates)
+    def output(self, candidates: list[Candidate], keep: int, strategy: str, about: dict[str, Any]) -> BestOfNOutput:
+        """What is known by now."""
+        self.interrupted = self.interrupted or self._earlier
+        if self.interrupted is None and not any(c.result is not None for c in candidates):
+            self.interrupted = "no candidate was finished: stop_below has ended every one"
+        return finish(
+            candidates,
+            keep,
+            self.scorer,
+            strategy=strategy,
+            denoiser_rows=self.rows,
+            scoring_seconds=self.scoring_seconds,
+            total_seconds=time.perf_counter() - self.started,
+            prompt=self.prompt,
+            interrupted=self.interrupted,
+            error=self.error,
+            trace=self.trace,
+            about=about | {"arguments": {n: v for n, v in self.arguments.items() if isinstance(v, (str, int, float))}},
+        )
 
-    def _chunks(self, items: list) -> list[list]:
+    # ---------------------------------------------------------------- within
+
+    def _chunks(self, items: list[Candidate]) -> list[list[Candidate]]:
         return [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
 
-    def _call(self, chunk: list[Candidate], **steer: Any) -> tuple[list, list[bool], Steering]:
-        generators = [torch.Generator().manual_seed(candidate.seed) for candidate in chunk]
-        arguments = self.arguments
-        if chunk[0].noise is not None:
-            arguments = dict(arguments, latents=torch.cat([candidate.noise for candidate in chunk]))
-        with Steering(self.best.pipe, generators, **steer) as steering:
-            pictures, blanked = self.best.interface.call(self.best.pipe, arguments, len(chunk), generators)
-        self.rows += steering.rows
-        if len(pictures) != len(chunk):
-            raise UnsupportedError(
-                f"Expected {len(chunk)} pictures from {self.best.interface.name}, but got {len(pictures)}."
-            )
-        return pictures, blanked, steering
+    def _cost(self, candidates: int) -> int:
+        return math.ceil(self.rows / self.made * candidates) if self.made else 0
 
-    def _score(
-        self, pictures: list, blanked: list[bool]
-    ) -> tuple[list[ImageScore], list[dict[str, float]], list[float]]:
+    def _resume(self, chunk: list[Candidate]) -> Snapshot | None:
+        if not self._snapshots or not all(id(c) in self._places for c in chunk):
+            return None
+        snapshot = Snapshot.gather(self._snapshots, [self._places[id(c)] for c in chunk])
+        snapshot.generators = [
+            self._generators.get(id(c), state) for c, state in zip(chunk, snapshot.generators, strict=True)
+        ]
+        return snapshot
+
+    def _noise(self, chunk: list[Candidate]) -> dict[str, Tensor]:
+        noise = [candidate.noise for candidate in chunk if candidate.noise is not None]
+        return {"added_noise" if chunk[0].noise_added else "latents": torch.cat(noise)} if noise else {}
+
+    def _make(self, chunk: list[Candidate], **steer: Any) -> Made | None:
+        """A chunk, or None where it was not made: what had been made before is not lost."""
+        if self.interrupted is not None:
+            made = None
+        else:
+            made = self._try(chunk, {name: value for name, value in steer.items() if value is not None})
+        if made is None:
+            for candidate in chunk:
+                candidate.survived = False
+        return made
+
+    def _try(self, chunk: list[Candidate], steer: dict[str, Any]) -> Made | None:
+        try:
+            made = self.maker.make(self.arguments, [c.seed for c in chunk], on_rows=self._count, **steer)
+            if len(made.pictures) != len(chunk):
+                raise UnsupportedError(
+                    f"Expected {len(chunk)} pictures from {self.maker.name}, but got {len(made.pictures)}."
+                )
+            _check_start(made, steer.get("latents"))
+        except Stopped:
+            return None
+        except Cancelled:
+            self.interrupted = "cancelled"
+            return None
+        except (Exception, KeyboardInterrupt) as error:
+            if not self._known:
+                raise
+            self.error, self.interrupted = error, f"{type(error).__name__}: {error}".rstrip(": ")
+            warnings.warn(f"The run ended early, what was made is kept: {self.interrupted}", stacklevel=2)
+            return None
+        if made.call is not None and made.call.cancelled:
+            self.interrupted = "cancelled"
+        return made
+
+    def _count(self, rows: int) -> None:
+        self.rows += rows
+
+    def _take(self, chunk: list[Candidate], made: Made, new: bool) -> None:
+        results, extras = self._score(made)
+        for row, (candidate, picture, result, extra) in enumerate(
+            zip(chunk, made.pictures, results, extras, strict=True)
+        ):
+            candidate.picture, candidate.result, candidate.extras = picture, result, extra
+            if self.budget is not None and candidate.noise is None and made.call is not None:
+                assert made.call.noise is not None
+                candidate.noise, candidate.noise_added = made.call.noise[row : row + 1].cpu(), made.call.added
+            if self.store is not None and new:
+                self.store.put(candidate)
+            if self.on_candidate is not None:
+                self.on_candidate(candidate)
+        self._known = True
+
+    def _score(self, made: Made) -> tuple[list[Any], list[dict[str, float]]]:
         started = time.perf_counter()
-        results = self.best.picture_scorer(pictures, blanked)
-        extras, bonuses = self.best.picture_scorer.extras(pictures, self.arguments.get("prompt"))
+        results = self.scorer(made.pictures, made.reasons)
+        extras = self.scorer.extras(made.pictures, self.prompt)
         self.scoring_seconds += time.perf_counter() - started
-        return results, extras, bonuses
+        return results, extras
+
+
+def _check_start(made: Made, latents: Tensor | None) -> None:
+    """Raise if the pipe did not start from the noise that it was given."""
+    if latents is None or made.call is None or made.call.noise is None:
+        return
+    start = made.call.noise.cpu().float()
+    if start.shape != latents.shape or not torch.allclose(start, latents.float(), rtol=0.02, atol=0.02):
+        raise UnsupportedError("The pipe does not start from the noise that is passed as latents; use a larger n.")
 
 
 def neighbour(noise: Tensor, seed: int, step: float) -> Tensor:
@@ -116,8 +233,23 @@ def neighbour(noise: Tensor, seed: int, step: float) -> Tensor:
 
     Args:
         noise: standard normal, any shape.
-        seed: of the direction.
+        seed: of the direction, which is independent of what a sampler with a generator of this seed draws.
         step: share of new noise, in (0, 1].
     """
-    new = torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    generator = torch.Generator().manual_seed((seed + _DIRECTIONS) % 2**63)
+    new = torch.randn(noise.shape, generator=generator, dtype=torch.float32)
     return ((1 - step**2) ** 0.5 * noise.float() + step * new).to(noise.dtype)
+
+
+def resampled(log_potentials: list[float], seed: int) -> list[int]:
+    """Systematic resampling: as many positions, each on average in proportion to its potential.
+
+    Args:
+        log_potentials: of each particle; minus infinity never survives.
+        seed: of the one random number.
+    """
+    weights = torch.tensor(log_potentials, dtype=torch.float64).softmax(0)
+    n = len(log_potentials)
+    first = float(torch.rand((), generator=torch.Generator().manual_seed(seed % 2**63)))
+    points = (torch.arange(n, dtype=torch.float64) + first) / n
+    return torch.searchsorted(weights.cumsum(0), points).clamp(max=n - 1).tolist()

@@ -1,39 +1,96 @@
-"""The predicted clean picture at a step of each scheduler, and which of a scheduler's state belongs to which row."""
+"""Schedulers: the clean picture they predict at a step, and which of their state belongs to which candidate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import diffusers
+import torch
 from torch import Tensor
+
+from vqr1_metric.integrations.diffusers import private
 
 _FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"}
 _SIGMA = {"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler"}
-_ALPHA_SIGMA = {
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "UniPCMultistepScheduler",
-}
+_ALPHA_SIGMA = {"DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+                "SASolverScheduler", "UniPCMultistepScheduler"}  # fmt: skip
 _CUMULATIVE = {"DDIMScheduler", "DDPMScheduler", "LCMScheduler", "PNDMScheduler", "TCDScheduler"}
+_FORMULAS = _FLOW | _SIGMA | _ALPHA_SIGMA | _CUMULATIVE
 
-#: Schedulers with a clean prediction, and whose survivors were checked to come out the same after rows were taken out.
-KNOWN_SCHEDULERS = _FLOW | _SIGMA | _ALPHA_SIGMA | _CUMULATIVE
+#: Schedulers whose survivors were checked to come out the same after rows were taken out (docs/diffusers.md).
+KNOWN_SCHEDULERS = _FORMULAS - {"SASolverScheduler"}
 
 
 class UnsupportedError(ValueError):
     """A pipeline or scheduler for which the request is not known to be right; the message says what to do."""
 
 
+def is_of_diffusers(kind: type) -> bool:
+    """Is it the class that diffusers exports under this name? A class of the same name is another thing."""
+    return getattr(diffusers, kind.__name__, None) is kind
+
+
+def scheduler_class(scheduler: Any) -> type:
+    """The scheduler's class, without what :func:`overriding` put on top."""
+    return next(kind for kind in type(scheduler).__mro__ if "_overriding" not in vars(kind))
+
+
+def overriding(scheduler: Any, **methods: Callable[..., Any]) -> Any:
+    """Make methods of this scheduler object, which must be nobody else's, go through functions.
+
+    Each function gets the scheduler, its own bound method, and the arguments. Pipelines that copy their scheduler for
+    a second kind of latents get a copy without them.
+    """
+    kind = type(scheduler)
+
+    def through(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        original = getattr(kind, name)
+
+        @functools.wraps(original)  # pipelines look at the signature before they pass eta and generators
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return function(self, functools.partial(original, self), *args, **kwargs)
+
+        return method
+
+    def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+        plain = copy.copy(self)
+        plain.__class__ = kind
+        return copy.deepcopy(plain, memo)
+
+    known = {name: through(name, function) for name, function in methods.items() if hasattr(kind, name)}
+    extra = {"__deepcopy__": deepcopy, "__module__": kind.__module__, "_overriding": True}
+    scheduler.__class__ = type(kind.__name__, (kind,), known | extra)
+    return scheduler
+
+
 def check_previews(scheduler: Any) -> None:
-    """Raise where :func:`clean_prediction` has no formula for this scheduler."""
-    name = type(scheduler).__name__
-    if name not in KNOWN_SCHEDULERS:
+    """Raise where :func:`clean_prediction` has no way for this scheduler: found out by a step of it on zeros."""
+    kind = scheduler_class(scheduler)
+    if kind.__name__ in _FORMULAS and is_of_diffusers(kind):
+        return
+    trial, zeros = copy.deepcopy(scheduler), torch.zeros(1, 4, 8, 8)
+    try:
+        trial.set_timesteps(4)
+        known = _told(trial, zeros, trial.timesteps[0], zeros) is not None
+    except Exception:  # a scheduler that cannot be tried is one that is not known
+        known = False
+    if not known:
         raise UnsupportedError(
-            f"Expected a scheduler with a known clean prediction, but got {name}; known are "
-            f"{', '.join(sorted(KNOWN_SCHEDULERS))}; "
+            f"Expected a scheduler with a known clean prediction, but got {kind.__name__}; known are "
+            f"{', '.join(sorted(_FORMULAS))} and those whose step gives pred_original_sample; "
             "use one of these, or BestOfN without preview_at_ratio, which scores final pictures only."
         )
+
+
+def _told(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor | None:
+    """What a step of a copy of the scheduler says of it, for those that say it."""
+    trial = copy.deepcopy(scheduler)
+    own = {"generator": torch.Generator()} if "generator" in inspect.signature(trial.step).parameters else {}
+    return getattr(trial.step(model_output, timestep, sample, **own), "pred_original_sample", None)
 
 
 def clean_prediction(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
@@ -53,47 +110,52 @@ def clean_prediction(scheduler: Any, model_output: Tensor, timestep: Any, sample
     Returns:
         Tensor of the shape and type of ``sample``.
     """
-    name = type(scheduler).__name__
-    check_previews(scheduler)
+    kind = scheduler_class(scheduler)
+    name = kind.__name__
+    if name not in _FORMULAS or not is_of_diffusers(kind):
+        told = _told(scheduler, model_output, timestep, sample)
+        if told is None:
+            check_previews(scheduler)
+            raise UnsupportedError(f"{name} gave no clean prediction at {timestep}.")
+        return told.to(sample.dtype)
     if model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
         model_output = model_output.chunk(2, dim=1)[0]
     output, x = model_output.float(), sample.float()
     config = scheduler.config
-    kind = config.get("prediction_type", "flow_prediction" if name in _FLOW else "epsilon")
+    predicted = config.get("prediction_type", "flow_prediction" if name in _FLOW else "epsilon")
     if name not in _CUMULATIVE:
-        if scheduler.step_index is None:
-            scheduler._init_step_index(timestep)
-        sigma = scheduler.sigmas[scheduler.step_index].to(x.device, x.dtype)
-    if kind in ("sample", "original_sample"):
+        place = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index
+        place = scheduler.index_for_timestep(timestep) if place is None else place  # as the scheduler's own step
+        sigma = scheduler.sigmas[place].to(x.device, x.dtype)
+    if predicted in ("sample", "original_sample"):
         clean = output
-    elif name in _FLOW or kind == "flow_prediction":
+    elif name in _FLOW or predicted == "flow_prediction":
         clean = x + (int(bool(config.get("invert_sigmas"))) - sigma) * output  # inverted levels (Mochi) end at 1
     elif name in _SIGMA:
-        clean = x - sigma * output if kind == "epsilon" else x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5
+        clean = (
+            x - sigma * output
+            if predicted == "epsilon"
+            else x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5
+        )
     else:
         if name in _CUMULATIVE:
             cumulative = scheduler.alphas_cumprod.to(x.device)[int(timestep)]
             alpha, sigma = cumulative**0.5, (1 - cumulative) ** 0.5
         else:
-            alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
-        clean = (x - sigma * output) / alpha if kind == "epsilon" else alpha * x - sigma * output
+            alpha = 1 / (sigma**2 + 1) ** 0.5
+            sigma = sigma * alpha
+        clean = (x - sigma * output) / alpha if predicted == "epsilon" else alpha * x - sigma * output
     if config.get("thresholding"):
-        clean = scheduler._threshold_sample(clean)
+        clean = private.threshold(scheduler, clean)
     elif config.get("clip_sample"):
         clean = clean.clamp(-config.clip_sample_range, config.clip_sample_range)
     return clean.to(sample.dtype)
 
 
 def total_steps(pipe: Any) -> int:
-    """Steps of the pipe's running call (image-to-image runs only the last of its scheduler's steps)."""
-    steps = getattr(pipe, "_num_timesteps", None)
+    """Steps of the pipe's running call, as far as it tells."""
+    steps = getattr(pipe, "num_timesteps", None)
     return steps if isinstance(steps, int) and steps > 0 else len(pipe.scheduler.timesteps)
-
-
-def row_state(scheduler: Any) -> dict[str, Any]:
-    """The scheduler's attributes, lists copied, so that later steps do not change what was saved."""
-    kept = {name: value for name, value in vars(scheduler).items() if name not in ("step", "_internal_dict")}
-    return {name: list(value) if isinstance(value, list) else value for name, value in kept.items()}
 
 
 def take_rows(
@@ -104,11 +166,10 @@ def take_rows(
     A tensor belongs to the rows exactly if it has the shape of the latents; noise levels and time steps are shared.
 
     Args:
-        states: from :func:`row_state`.
+        states: attributes of the schedulers.
         rows: pairs (position in ``states``, row).
         shapes: the shape of the latents of each state.
     """
-    import torch
 
     def pick(values: Sequence[Any]) -> Any:
         first = values[rows[0][0]]

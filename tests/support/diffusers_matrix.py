@@ -9,7 +9,6 @@ run and those that their seeds give alone, and the denoiser must have computed a
 
 import argparse
 import contextlib
-import inspect
 import io
 import sys
 import warnings
@@ -22,7 +21,8 @@ import torch
 from stub_scorer import formula_scorer
 from tiny_pipelines import TinyPipe, build
 
-from vqr1_metric.integrations.diffusers import BestOfN, BestOfNOutput, UnsupportedError, VisualQualityR1Callback
+from vqr1_metric.integrations.diffusers import BestOfN, BestOfNOutput
+from vqr1_metric.integrations.diffusers.tested import tested
 
 TABLE = Path(__file__).parents[2] / "docs" / "diffusers.md"
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
@@ -49,6 +49,7 @@ FLOW_SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 FLOW_OPTIONS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 NOISE_NAMES = {
     "sd": "Stable Diffusion 1/2",
+    "lcm": "Latent consistency",
     "img2img": "SD image-to-image",
     "inpaint": "SD inpainting",
     "inpaint9": "SD inpainting, 9 channels",
@@ -84,7 +85,6 @@ class Checked:
 
     Args:
         restart, inplace: survivors against an unpruned run.
-        cut: the pictures left by a callback that drops the others in the middle of the run; None where it refuses to.
         alone: the best picture against what its seed gives in a call of its own.
         preview: previews against final pictures, to see that they resemble them; not an error.
         candidates: two candidates against each other, to see that the test could fail.
@@ -94,7 +94,6 @@ class Checked:
     restart: float
     inplace: float
     alone: float
-    cut: float | None
     preview: float
     candidates: float
     rows: tuple[int, int, int]
@@ -105,7 +104,7 @@ class Checked:
 
     @property
     def worst(self) -> float:
-        return max(self.restart, self.inplace, self.alone, self.cut or 0.0)
+        return max(self.restart, self.inplace, self.alone)
 
 
 def run(tiny: TinyPipe, **options: Any) -> BestOfNOutput:
@@ -115,7 +114,7 @@ def run(tiny: TinyPipe, **options: Any) -> BestOfNOutput:
     return best(arguments.pop("prompt"), **({"n": 5, "survivors": 3} | options), **arguments)
 
 
-def check(family: str, scheduler: str | None = None, preview_at: float = 0.5, callback: bool = False) -> Checked:
+def check(family: str, scheduler: str | None = None, preview_at: float = 0.4) -> Checked:
     """Compare plain, restart and inplace runs of one pipe, and the best candidate with its seed alone."""
     tiny = build_with(family, scheduler)
     plain = run(tiny)
@@ -131,7 +130,6 @@ def check(family: str, scheduler: str | None = None, preview_at: float = 0.5, ca
             for o in (restart, inplace)
         ),
         alone=difference(alone, plain.images[0]),
-        cut=cut(tiny, plain) if callback and not hasattr(tiny.pipe, "blocks") and has_callback(tiny) else None,
         preview=difference(restart.records[0].preview, plain.records[0].picture),
         candidates=difference(plain.records[0].picture, plain.records[1].picture),
         rows=(plain.denoiser_rows, restart.denoiser_rows, inplace.denoiser_rows),
@@ -155,29 +153,6 @@ def runs_by_itself(family: str, scheduler: str) -> bool:
         return False
 
 
-def cut(tiny: TinyPipe, plain: BestOfNOutput) -> float | None:
-    """Largest difference that dropping two of five candidates in the middle of a run makes to the others, if it may."""
-    callback = VisualQualityR1Callback(formula_scorer(), at_ratio=0.5, keep=3)
-    count = "num_videos_per_prompt" if "num_frames" in tiny.arguments else "num_images_per_prompt"
-    try:
-        output = tiny.pipe(
-            generator=[torch.Generator().manual_seed(record.seed) for record in plain.records],
-            callback_on_step_end=callback,
-            callback_on_step_end_tensor_inputs=callback.tensor_inputs,
-            **tiny.arguments,
-            **{count: len(plain.records)},
-        )
-    except UnsupportedError:
-        return None
-    pictures = output.frames if hasattr(output, "frames") else output.images
-    kept = [plain.records[candidate].picture for candidate in callback.kept]
-    return max(difference(a, b) for a, b in zip(pictures, kept, strict=True))
-
-
-def has_callback(tiny: TinyPipe) -> bool:
-    return "callback_on_step_end" in inspect.signature(tiny.pipe.__call__).parameters
-
-
 def make_alone(tiny: TinyPipe, seed: int) -> np.ndarray:
     """The picture that a seed gives in a plain call of the pipe, as its user would make it."""
     generator = torch.Generator().manual_seed(seed)
@@ -198,12 +173,12 @@ def schedulers(family: str) -> tuple[str, ...]:
 
 def line(family: str) -> str:
     """The line of one family: it with every scheduler of its kind."""
-    exact, refused, kept_whole, rows = [], [], [], ""
+    exact, refused, rows = [], [], ""
     for scheduler in schedulers(family):
         short = scheduler.removesuffix("Scheduler").removesuffix("Discrete").removesuffix("Multistep")
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                checked = check(family, scheduler, callback=True)
+                checked = check(family, scheduler)
         except Exception as error:  # what a pipeline itself refuses differs: the table names it
             if runs_by_itself(family, scheduler):
                 raise
@@ -213,17 +188,16 @@ def line(family: str) -> str:
         if not checked.exact:
             print(f"NOT EXACT: {family} with {scheduler}: {checked}", file=sys.stderr)
         rows = rows or ", ".join(map(str, checked.rows))
-        kept_whole += [short] if checked.cut is None else []
         exact.append(f"{short} {checked.worst:.0e}" + ("" if checked.exact else " (!)"))
-    drops = "no" if len(kept_whole) == len(exact) else ", not with ".join(["yes", *kept_whole])
-    cells = [NAMES[family], "yes", "yes", "yes", drops, rows, ", ".join(exact), ", ".join(refused) or "—"]
+    inside = "yes" if "decodes" in (tested(build(family).pipe) or ()) else "no"
+    cells = [NAMES[family], inside, rows, ", ".join(exact), ", ".join(refused) or "—"]
     return "| " + " | ".join(cells) + " |"
 
 
 def table() -> str:
     """The full matrix, one line for each family."""
-    head = "| family | preview | in place | restart | callback drops | rows: plain, restart, in place | exact with "
-    return "\n".join([head + "| refuses |", "|---" * 8 + "|", *map(line, NAMES)])
+    head = "| family | callback decodes | rows: plain, restart, in place | exact with | refuses |"
+    return "\n".join([head, "|---" * 5 + "|", *map(line, NAMES)])
 
 
 def main() -> None:

@@ -51,18 +51,51 @@ def test_previews_are_those_of_the_callback_in_the_usual_pipeline():
     [
         ({"at_step": 6}, None, "within the 6 steps of this run, but got at_step=6"),
         ({"every": 7}, None, "within the 6 steps of this run, but got every=7"),
-        ({"every": 6}, "KDPM2DiscreteScheduler", "but got KDPM2DiscreteScheduler"),
+        ({"every": 6}, "IPNDMScheduler", "but got IPNDMScheduler"),
+        ({"every": 6, "decode": lambda *_: 1 / 0}, None, "division by zero"),
     ],
 )
-def test_what_cannot_work_ends_the_run_at_its_first_step(options, scheduler, match):
-    pipe, tiny = modular(VisualQualityR1Block(formula_scorer(), **options))
+def test_what_cannot_work_is_a_warning_and_the_run_goes_on(options, scheduler, match):
+    block = VisualQualityR1Block(formula_scorer(), **options)
+    pipe, tiny = modular(block)
     if scheduler is not None:
         pipe.update_components(scheduler=build("sdxl", scheduler).pipe.scheduler)
-    denoised = []
-    pipe.unet.register_forward_pre_hook(lambda *_: denoised.append(1))
-    with pytest.raises(ValueError, match=match):
-        pipe(**tiny.arguments, output="images")
-    assert len(denoised) == 2  # with and without the prompt
+    with pytest.warns(UserWarning, match=match):
+        assert len(pipe(**tiny.arguments, output="images")) == 1
+    assert block.records == []
+
+
+def presets():
+    """Every preset of blocks that diffusers has."""
+    import diffusers.modular_pipelines as modules
+
+    return sorted(name for name in dir(modules) if name.endswith("Blocks") and "Auto" in name and len(name) > 18)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_one_object_of_a_preset_gets_the_block_and_no_other(name):
+    import diffusers.modular_pipelines as modules
+
+    kind = getattr(modules, name)
+    before, blocks, block = repr(kind()), kind(), VisualQualityR1Block(formula_scorer(), every=1)
+    try:
+        count = block.insert_into(blocks)
+    except UnsupportedError:
+        assert "after_denoiser" not in names(blocks)
+        pytest.skip("its loop has no such block")
+    assert names(blocks).count("visual_quality_r1") == count
+    assert names(kind()).count("visual_quality_r1") == 0
+    assert repr(kind()) == before
+    pipe_blocks = blocks.init_pipeline().blocks
+    assert names(pipe_blocks).count("visual_quality_r1") == count
+    assert block.remove_from(blocks) == count
+    assert repr(blocks) == before
+
+
+def names(blocks):
+    """Of all blocks within, at every depth."""
+    children = getattr(blocks, "sub_blocks", None) or {}
+    return [*children, *(name for child in children.values() for name in names(child))]
 
 
 def test_bad_arguments():

@@ -158,8 +158,8 @@ def test_guiders_that_may_keep_a_moving_average_restart():
 
 
 def test_scheduler_without_clean_prediction():
-    tiny = build("sd", "KDPM2DiscreteScheduler")
+    tiny = build("sd", "IPNDMScheduler")
     best = BestOfN(tiny.pipe, formula_scorer())
-    with pytest.raises(UnsupportedError, match="KDPM2DiscreteScheduler"):
+    with pytest.raises(UnsupportedError, match="IPNDMScheduler"):
         best(n=2, preview_at_ratio=0.5, **tiny.arguments)
     assert len(best(n=2, keep=2, **tiny.arguments).images) == 2

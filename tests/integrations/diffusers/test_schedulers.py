@@ -45,16 +45,17 @@ def test_clean_predictions_of_the_solvers(name, prediction_type):
     scheduler.set_timesteps(6)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(2, 4, 8, 8, generator=generator)
-    for timestep in scheduler.timesteps:
+    for place, timestep in enumerate(scheduler.timesteps):
         output = torch.randn(2, 4, 8, 8, generator=generator)
-        clean = clean_prediction(scheduler, output, timestep, sample)
-        theirs = scheduler.convert_model_output(output, sample=sample)
+        clean, sigma = clean_prediction(scheduler, output, timestep, sample), scheduler.sigmas[place]
+        following = scheduler.step(output, timestep, sample).prev_sample
+        theirs = scheduler.model_outputs[-1]
         if name != "DEISMultistepScheduler":  # which converts to noise
             assert torch.allclose(clean, theirs, atol=1e-4, rtol=1e-4)
         else:
-            alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index])
-            assert torch.allclose(alpha * clean + sigma * theirs, sample, atol=1e-4)
-        sample = scheduler.step(output, timestep, sample).prev_sample
+            alpha = 1 / (sigma**2 + 1) ** 0.5
+            assert torch.allclose(alpha * clean + alpha * sigma * theirs, sample, atol=1e-4)
+        sample = following
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,8 @@ def test_clean_predictions_are_thresholded_as_the_scheduler_does(name):
     sample, output = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     timestep = scheduler.timesteps[0]
     clean = clean_prediction(scheduler, output, timestep, sample)
-    if hasattr(scheduler, "convert_model_output"):
-        theirs = scheduler.convert_model_output(output, sample=sample)
-    else:
-        theirs = scheduler.step(output, timestep, sample).pred_original_sample
+    stepped = scheduler.step(output, timestep, sample)
+    theirs = scheduler.model_outputs[-1] if hasattr(scheduler, "model_outputs") else stepped.pred_original_sample
     assert torch.allclose(clean, theirs, atol=1e-4)
 
 

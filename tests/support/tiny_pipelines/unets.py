@@ -55,6 +55,12 @@ def img2img() -> TinyPipe:
     return TinyPipe(d.StableDiffusionImg2ImgPipeline(**sd_parts()), arguments)
 
 
+@family
+def lcm() -> TinyPipe:
+    parts = sd_parts() | {"unet": unet(time_cond_proj_dim=8), "scheduler": d.LCMScheduler(clip_sample=False)}
+    return TinyPipe(d.LatentConsistencyModelPipeline(**parts), dict(COMMON))
+
+
 def mask() -> Image.Image:
     left = Image.new("L", (SIZE, SIZE), 0)
     left.paste(255, (0, 0, SIZE // 2, SIZE))
