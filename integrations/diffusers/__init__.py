@@ -1,9 +1,10 @@
 """Score, prune and rerank what diffusers pipelines make: ``BestOfN`` round a pipe, a callback inside.
 
 What a user calls: ``best_of_n`` (``results`` is what it gives back, ``records`` writes it), ``callback``, and ``block``
-for modular pipelines. ``BestOfN`` makes the candidates of a prompt (``runs``) in calls of the pipe (``pipes``), each on
-objects of its own (``calls``); callback and block watch (``previews``). All score through ``scoring``. What is known of
-schedulers stands in ``schedulers``, of pipelines in ``tested``, and every private name of diffusers in ``private``.
+for modular pipelines. ``BestOfN`` chooses (``strategies``) among the candidates of a prompt (``runs``), which are made
+in calls of the pipe (``pipes``), each on objects of its own (``calls``). Callback and block watch (``previews``). All
+score through ``scoring``. What is known of schedulers stands in ``schedulers``, of pipelines in ``tested``, and every
+private name of diffusers in ``private``.
 """
 
 from vqr1_metric.integrations.diffusers.best_of_n import BestOfN

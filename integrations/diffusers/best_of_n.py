@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 
-from vqr1_metric.integrations.diffusers import private
+from vqr1_metric.integrations.diffusers import private, strategies
 from vqr1_metric.integrations.diffusers.pipes import Maker, Pipe, SampleFunction
 from vqr1_metric.integrations.diffusers.records import Store
-from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate, order, rate
-from vqr1_metric.integrations.diffusers.runs import Run, neighbour, resampled
+from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate
+from vqr1_metric.integrations.diffusers.runs import Run
 from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, check_previews
 from vqr1_metric.integrations.diffusers.scoring import Combine, PictureScorer
+from vqr1_metric.integrations.diffusers.strategies import Potential, seeds_of, survivor_count
 
 Strategy = Literal["auto", "inplace", "restart"]
-Potential = Literal["max", "difference", "sum"]
 
 
 class BestOfN:
@@ -143,20 +143,19 @@ class BestOfN:
             ValueError, TypeError: for arguments that cannot work, before any denoising. ``UnsupportedError``, a
                 ValueError, where ``"inplace"`` is not known to be exact.
         """
-        candidate_seeds = _seeds(n, seed, seeds, generator)
-        count = _survivor_count(n, keep, preview_at_ratio, survivors)
+        candidate_seeds = seeds_of(n, seed, seeds, generator)
+        count = survivor_count(n, keep, preview_at_ratio, survivors)
         arguments |= pipe_arguments or {}
         chosen = self._strategy(strategy, preview_at_ratio, arguments)
 
+        plain = "plain" if isinstance(self.maker, Pipe) else "function"
+        used = plain if preview_at_ratio is None or count == n else chosen
+
         def one(run: Run) -> BestOfNOutput:
-            candidates = [Candidate(seed) for seed in candidate_seeds]
-            used = chosen if isinstance(self.maker, Pipe) else "function"
             if preview_at_ratio is None or count == n:
-                used = "plain" if isinstance(self.maker, Pipe) else used
+                candidates = strategies.plain(run, candidate_seeds)
             else:
-                run.previews(candidates, preview_at_ratio, save=used == "inplace")
-                self._prune(run, candidates, count)
-            run.finals(candidates)
+                candidates = strategies.pruned(run, candidate_seeds, preview_at_ratio, count, used == "inplace")
             return self._finish(run, candidates, keep, used)
 
         return self._for_each(prompt, arguments, one, folder, on_candidate, scored_prompt)
@@ -210,39 +209,17 @@ class BestOfN:
                 "Expected neighbours, budget and patience of at least 1, but got "
                 f"{neighbours}, {budget} and {patience}."
             )
-        _survivor_count(n, keep, None, 1)
+        survivor_count(n, keep, None, 1)
         self._only_a_pipe("search")
         if "packs" in (self._pipe.tested or ()):
             raise UnsupportedError(f"{self.maker.name} takes no noise to start from; use a larger n.")
 
+        seeds = seeds_of(n, seed, None, None)
+
         def one(run: Run) -> BestOfNOutput:
             run.budget = budget
-            candidates: list[Candidate] = []
-            group = [Candidate(s) for s in _seeds(n, seed, None, None)]
-            stalled, start = 0, 0
-            while True:
-                run.finals(group)
-                candidates += group
-                rate(candidates, self.picture_scorer)
-                best = order(candidates)[0]
-                run.trace.append((run.rows, candidates[best].value))
-                pivot = start + order(candidates[start:])[0]
-                stalled = 0 if pivot >= len(candidates) - len(group) else stalled + 1
-                fresh = stalled >= patience
-                if run.interrupted is not None or not run.fits(n if fresh else neighbours):
-                    return self._finish(run, candidates, keep, "search")
-                origin, first, turn = candidates[pivot], seed + len(candidates), candidates[-1].round + 1
-                if fresh:
-                    stalled, start = 0, len(candidates)
-                    group = [Candidate(first + i, round=turn) for i in range(n)]
-                    continue
-                if origin.noise is None or not (origin.noise_added or "latents" in self._pipe.defaults):
-                    raise UnsupportedError(f"{self.maker.name} takes no noise to start from; use a larger n.")
-                group = [
-                    Candidate(first + i, noise=neighbour(origin.noise, first + i, step), parent=pivot, round=turn,
-                              noise_added=origin.noise_added)
-                    for i in range(neighbours)
-                ]  # fmt: skip
+            candidates = strategies.search(run, seeds, neighbours, step, patience, "latents" in self._pipe.defaults)
+            return self._finish(run, candidates, keep, "search")
 
         return self._for_each(prompt, arguments, one, None, None, scored_prompt)
 
@@ -292,41 +269,14 @@ class BestOfN:
         ratios = list(resample_at)
         if not ratios or ratios != sorted(set(ratios)) or not all(0 <= ratio < 1 for ratio in ratios):
             raise ValueError(f"Expected resample_at to be ascending ratios in [0, 1), but got {resample_at}.")
-        _survivor_count(n, keep, None, 1)
+        survivor_count(n, keep, None, 1)
         self._only_a_pipe("particles")
         self._strategy("inplace", ratios[0], arguments)
 
+        seeds = seeds_of(n, seed, None, None)
+
         def one(run: Run) -> BestOfNOutput:
-            alive = [Candidate(s) for s in _seeds(n, seed, None, None)]
-            candidates = list(alive)
-            history: dict[int, list[float]] = {id(c): [] for c in alive}
-            for turn, ratio in enumerate(ratios):
-                run.previews(alive, ratio, save=True)
-                if not run.draws_noise():
-                    raise UnsupportedError(
-                        "Copies of a particle would stay the same, because the scheduler draws no noise; use one that "
-                        "does (Euler ancestral, DDIM with eta=1, FlowMatchEuler with stochastic_sampling), or search."
-                    )
-                for c in alive:
-                    history[id(c)].append(c.preview_value)
-                logs = [strength * _potential(history[id(c)], potential) for c in alive]
-                if run.interrupted is not None or not any(math.isfinite(log) for log in logs):
-                    break
-                parents = [alive[i] for i in resampled(logs, seed + 7919 * (turn + 1))]
-                following: list[Candidate] = []
-                for parent in parents:
-                    if parent not in following:
-                        following.append(parent)
-                        continue
-                    child = Candidate(seed + len(candidates), parent=candidates.index(parent), round=turn + 1)
-                    run.fork(child, parent)
-                    history[id(child)] = list(history[id(parent)])
-                    candidates.append(child)
-                    following.append(child)
-                for c in alive:
-                    c.survived = c in following
-                alive = following
-            run.finals(alive)
+            candidates = strategies.particles(run, seeds, ratios, potential, strength)
             return self._finish(run, candidates, keep, "particles")
 
         return self._for_each(prompt, arguments, one, None, None, scored_prompt)
@@ -343,6 +293,11 @@ class BestOfN:
         return self.maker.make(given, [candidate.seed], **steer).pictures[0]
 
     # ---------------------------------------------------------------- within
+
+    def scorer_identity(self) -> dict[str, Any]:
+        """Everything that decides a score, as far as the scorer tells."""
+        identity = getattr(self.picture_scorer.scorer, "identity", None)
+        return dict(identity()) if callable(identity) else {"scorer": type(self.picture_scorer.scorer).__name__}
 
     @property
     def _pipe(self) -> Pipe:
@@ -402,14 +357,6 @@ class BestOfN:
                 outputs.append(run.output([], 0, outputs[-1].strategy, {}))
         return outputs if listed else outputs[0]
 
-    def _prune(self, run: Run, candidates: list[Candidate], count: int) -> None:
-        """Let the best previews survive; all that can, where no preview has a score: there is nothing to choose by."""
-        if not any(math.isfinite(candidate.preview_value) for candidate in candidates):
-            return
-        best = [i for i in order(candidates, preview=True) if candidates[i].survived]
-        for index in best[count:]:
-            candidates[index].survived = False
-
     def _finish(self, run: Run, candidates: list[Candidate], keep: int, strategy: str) -> BestOfNOutput:
         backend = self.picture_scorer.scorer.backend
         about = self.maker.about() | {"scorer": {n: getattr(backend, n, None) for n in ("model_id", "revision")}}
@@ -438,56 +385,3 @@ class BestOfN:
                 f'strategy="inplace" is not known to give the same pictures: {reason}. Use "restart".'
             )
         return "restart"
-
-
-def _potential(values: Iterable[float], kind: Potential) -> float:
-    """Of one particle, from its preview values so far; minus infinity where the last one is NaN."""
-    seen = list(values)
-    known = [value for value in seen if math.isfinite(value)]
-    if not math.isfinite(seen[-1]):
-        return -math.inf
-    if kind == "max":
-        return max(known)
-    return sum(known) if kind == "sum" else known[-1] - (known[-2] if len(known) > 1 else 0.0)
-
-
-def _seeds(n: int, seed: int, seeds: Sequence[int] | None, generator: Sequence[torch.Generator] | None) -> list[int]:
-    if n < 1:
-        raise ValueError(f"Expected n of at least 1, but got {n}.")
-    if generator is not None:
-        if isinstance(generator, torch.Generator) or len(generator) != n:
-            given = "a single one" if isinstance(generator, torch.Generator) else f"{len(generator)}"
-            raise ValueError(f"Expected one generator for each of n={n} candidates, but got {given}; or pass seed=.")
-        for i, g in enumerate(generator):
-            if g.device.type != "cpu":  # whose noise differs from that of the CPU's with the same seed
-                raise ValueError(f"Expected generators on the CPU, but generator {i} is on {g.device}.")
-            if not torch.equal(g.get_state(), torch.Generator(g.device).manual_seed(g.initial_seed()).get_state()):
-                raise ValueError(
-                    f"Expected fresh generators, but generator {i} was used; its seed could not make it again."
-                )
-        return [g.initial_seed() for g in generator]
-    if seeds is not None and len(seeds) != n:
-        raise ValueError(f"Expected one seed for each of n={n} candidates, but got {len(seeds)}.")
-    chosen = [int(s) for s in seeds] if seeds is not None else [seed + i for i in range(n)]
-    for s in chosen:
-        if not -(2**63) <= s < 2**64:
-            raise ValueError(f"Expected seeds from -2**63 to 2**64 - 1, which PyTorch takes, but got {s}.")
-    return chosen
-
-
-def _survivor_count(n: int, keep: int, preview_at: float | None, survivors: float | int) -> int:
-    if not 1 <= keep <= n:
-        raise ValueError(f"Expected keep from 1 to n={n}, but got {keep}.")
-    if preview_at is None:
-        return n
-    if not 0 < preview_at < 1:
-        raise ValueError(f"Expected preview_at_ratio between 0 and 1, exclusive, but got {preview_at}.")
-    if isinstance(survivors, int) and not isinstance(survivors, bool):
-        count = survivors
-    elif isinstance(survivors, float) and 0 < survivors <= 1:
-        count = max(keep, math.ceil(n * survivors - 1e-9))
-    else:
-        raise ValueError(f"Expected survivors as a share in (0, 1] or a number of candidates, but got {survivors!r}.")
-    if not keep <= count <= n:
-        raise ValueError(f"Expected from keep={keep} to n={n} survivors, but got {count}.")
-    return count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
+from vqr1_metric import __version__
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.functional.thurstone import comparison_probability
 from vqr1_metric.integrations.diffusers import records as files
@@ -21,7 +23,7 @@ from vqr1_metric.integrations.diffusers.scoring import PictureScorer
 from vqr1_metric.results import TIE_MARGIN, ImageScore, RankedImage, rank_results
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
     """One candidate of a run, kept or not.
 
@@ -123,8 +125,13 @@ class BestOfNOutput(BaseOutput):  # type: ignore[misc]
         return files.sheet(self.images, labels, columns)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the kept pictures as PNG, what is known of every candidate, and a contact sheet; see ``records``."""
-        return files.save(self, Path(folder))
+        """Write the kept pictures as PNG, what is known of every candidate, and a contact sheet.
+
+        ``NN_seedS.png`` are the kept pictures, best first, with prompt, seed, score and the rest in their metadata;
+        ``results.jsonl`` has one line for every candidate, ``run.json`` what is true of all, ``contact.png`` the kept
+        pictures with their scores.
+        """
+        return _save(self, Path(folder))
 
     def plot(self, path: str | Path | None = None) -> Any:
         """The trace of a search: best value over denoiser rows, as a matplotlib figure, saved if a path is given."""
@@ -216,3 +223,59 @@ def finish(candidates: list[Candidate], keep: int, scorer: PictureScorer, **figu
         records=candidates,
         **figures,
     )
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _facts_of(output: BestOfNOutput, place: int) -> dict[str, Any]:
+    """What is known of one candidate, as a line of ``results.jsonl`` holds it; numbers that are NaN are null."""
+    candidate = output.records[place]
+    result = candidate.result
+    return {
+        "prompt": output.prompt,
+        "seed": candidate.seed,
+        "score": _number(candidate.score),
+        "std": None if result is None else _number(result.std),
+        "value": _number(candidate.value),
+        "preview_score": _number(candidate.preview_score),
+        "survived": candidate.survived,
+        "error": None if result is None else result.error,
+        "also": {name: _number(value) for name, value in candidate.extras.items()},
+        "missed": candidate.missed,
+        "parent": candidate.parent,
+        "round": candidate.round,
+    }
+
+
+def _save(output: BestOfNOutput, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = {"vqr1_metric": __version__, "torch": torch.__version__}
+    run = {
+        "prompt": output.prompt,
+        "strategy": output.strategy,
+        "denoiser_rows": output.denoiser_rows,
+        "scoring_seconds": output.scoring_seconds,
+        "total_seconds": output.total_seconds,
+        "interrupted": output.interrupted,
+        "trace": [(rows, _number(value)) for rows, value in output.trace],
+        **files.plain(output.about),
+        "versions": versions,
+    }
+    lines = [_facts_of(output, place) for place in range(len(output.records))]
+    for former in folder.glob("[0-9][0-9]_seed*"):  # kept by an earlier run that is now superseded
+        files.remove(former)
+    for rank, (image, ranked) in enumerate(zip(output.images, output.ranking, strict=False)):
+        line = lines[ranked.index]
+        told = {"vqr1": {**line, **files.plain(output.about), "versions": versions}} | {
+            name: line[name] for name in ("prompt", "seed", "score")
+        }
+        line["file"] = files.write(image, folder / f"{rank:02d}_seed{line['seed']}", told).name
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    if output.images:
+        sheet = output.grid()
+        files.replace(folder / "contact.png", lambda part: sheet.save(part, format="PNG"))
+    files.replace(folder / "run.json", lambda part: part.write_text(json.dumps(run, indent=1), encoding="utf-8"))
+    files.replace(folder / "results.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
+    return folder

@@ -19,9 +19,6 @@ from vqr1_metric.integrations.diffusers.results import BestOfNOutput, Candidate,
 from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError
 from vqr1_metric.integrations.diffusers.scoring import PictureScorer
 
-#: Added to the seed of a direction of search, so that its noise is not the noise that the sampler draws.
-_DIRECTIONS = 0x5EED_0F_D14EC710
-
 
 class Run:
     """Makes and scores candidates, and keeps the books.
@@ -205,8 +202,8 @@ class Run:
             if self.budget is not None and candidate.noise is None and made.call is not None:
                 assert made.call.noise is not None
                 candidate.noise, candidate.noise_added = made.call.noise[row : row + 1].cpu(), made.call.added
-            if self.store is not None and new:
-                self.store.put(candidate)
+            if self.store is not None and new and result.error is None:  # an error may pass
+                self.store.put(candidate.seed, picture)
             if self.on_candidate is not None:
                 self.on_candidate(candidate)
         self._known = True
@@ -226,30 +223,3 @@ def _check_start(made: Made, latents: Tensor | None) -> None:
     start = made.call.noise.cpu().float()
     if start.shape != latents.shape or not torch.allclose(start, latents.float(), rtol=0.02, atol=0.02):
         raise UnsupportedError("The pipe does not start from the noise that is passed as latents; use a larger n.")
-
-
-def neighbour(noise: Tensor, seed: int, step: float) -> Tensor:
-    """Noise at a distance from other noise, with the same variance.
-
-    Args:
-        noise: standard normal, any shape.
-        seed: of the direction, which is independent of what a sampler with a generator of this seed draws.
-        step: share of new noise, in (0, 1].
-    """
-    generator = torch.Generator().manual_seed((seed + _DIRECTIONS) % 2**63)
-    new = torch.randn(noise.shape, generator=generator, dtype=torch.float32)
-    return ((1 - step**2) ** 0.5 * noise.float() + step * new).to(noise.dtype)
-
-
-def resampled(log_potentials: list[float], seed: int) -> list[int]:
-    """Systematic resampling: as many positions, each on average in proportion to its potential.
-
-    Args:
-        log_potentials: of each particle; minus infinity never survives.
-        seed: of the one random number.
-    """
-    weights = torch.tensor(log_potentials, dtype=torch.float64).softmax(0)
-    n = len(log_potentials)
-    first = float(torch.rand((), generator=torch.Generator().manual_seed(seed % 2**63)))
-    points = (torch.arange(n, dtype=torch.float64) + first) / n
-    return torch.searchsorted(weights.cumsum(0), points).clamp(max=n - 1).tolist()

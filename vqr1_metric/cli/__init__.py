@@ -32,6 +32,7 @@ COMMANDS = {
     "explain": "the score distribution of a picture and the model's reasoning",
     "evaluate": "agreement with people: correlations, intervals and tests against others",
     "train": "from rated pictures to a ranker that scores them",
+    "generate": "make n pictures of every prompt with a diffusers pipeline, keep the best",
     "serve": "score pictures over HTTP, with a page to try it",
     "report": "a page of scored pictures that opens offline",
     "diff": "folders of the same scenes: which method is better, and how surely",

@@ -14,14 +14,16 @@ from stub_scorer import formula_scorer
 from tiny_pipelines import build, failing, offload
 
 from vqr1_metric.integrations.diffusers import BestOfN, UnsupportedError, VisualQualityR1Callback
+from vqr1_metric.integrations.diffusers.tested import TESTED
 from vqr1_metric.scorer import QualityScorer
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
 #: Families of one picture from a text or a picture whose latents are decoded here.
-DECODED = ["sd", "img2img", "inpaint9", "controlnet", "sdxl", "sdxl_controlnet", "sd3", "flux", "flux2",
-           "flux2_klein", "sana", "qwen_image", "z_image", "wan", "wan22"]  # fmt: skip
+DECODED = ["sd", "lcm", "img2img", "inpaint9", "controlnet", "controlnet_img2img", "pix2pix", "sd_upscale", "sdxl",
+           "sdxl_controlnet", "sdxl_controlnet_img2img", "sd3", "flux", "flux_fill", "flux_kontext", "flux2",
+           "flux2_klein", "sana", "qwen_image", "qwen_edit", "z_image", "wan", "wan22"]  # fmt: skip
 COUNTS = dict.fromkeys(("wan", "wan22"), "num_videos_per_prompt")
 
 
@@ -81,7 +83,7 @@ def test_steps():
 def test_previews_are_what_the_pipe_itself_decodes(family):
     tiny = build(family)
     tiny.arguments["output_type"] = "pil"
-    if family == "inpaint9":  # each candidate's encoding from its own generator, as BestOfN asks for it
+    if family in ("inpaint9", "flux_fill"):  # each candidate's encoding from its own generator, as BestOfN asks for it
         tiny.arguments |= {name: [tiny.arguments[name]] * 2 for name in ("image", "mask_image")}
     callback = VisualQualityR1Callback(formula_scorer(), at_step=2)
     call(tiny, 2, callback, family, output_type="pil")
@@ -235,6 +237,13 @@ def test_within_best_of_n(sd):
     assert (out.scores, out.seeds) == (plain.scores, plain.seeds)
     assert len(callback.records) == 4 * 3
     assert not patched(sd.pipe)
+
+
+def test_the_list_of_decoded_families_is_the_table_of_names():
+    named = {name for name, flags in TESTED.items() if "decodes" in flags.split()}
+    ours = {type(build(family).pipe).__name__ for family in DECODED}
+    assert named - ours == {"StableDiffusionXLModularPipeline"}  # which test_block.py has
+    assert ours <= named
 
 
 def test_pipelines_that_do_not_stop_say_so(sd):

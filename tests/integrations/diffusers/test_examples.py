@@ -42,7 +42,7 @@ def test_best_of_n_starts_as_its_documentation_says(tiny_qwen2_5_vl, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("dropped") == 3
     assert "inplace" in result.stdout
-    assert f"{2 * (2 * 6 + 3 * 3)} denoiser rows" in result.stdout
+    assert f"{2 * (3 * 6 + 2 * 3)} denoiser rows" in result.stdout
     with Image.open(tmp_path / "best_of_n.png") as grid:
         assert grid.size == (128, 64 + 14)
 
@@ -96,9 +96,18 @@ def test_benchmark_of_the_real_sizes_in_small(load, tmp_path):
     assert lines[2].startswith("n,strategy")
     rows = {tuple(line.split(",")[1:4]): int(line.split(",")[4]) for line in lines[3:]}
     assert rows["plain", "", "4"] == 2 * 4 * 5
-    assert rows["restart", "0.4", "2"] == 2 * (4 * 2 + 2 * 5)
-    assert rows["inplace", "0.4", "2"] == 2 * (4 * 2 + 2 * 3)
+    assert rows["restart", "0.4", "2"] == 2 * (4 * 3 + 2 * 5)
+    assert rows["inplace", "0.4", "2"] == 2 * (4 * 3 + 2 * 2)
     assert sum(line.endswith(",equal") for line in lines) == 1
+
+
+def test_benchmark_at_equal_rows(load, tmp_path):
+    options = ["--sizes", "small", "--equal-rows", "--n", "4", "--repeats", "2", "--steps", "5"]
+    load("benchmarks/best_of_n.py").main([*options, "--out", str(tmp_path / "out.csv")])
+    lines = (tmp_path / "out.csv").read_text().splitlines()[3:]
+    rows = {line.split(",")[1].strip('"'): int(line.split('",')[-1].split(",")[-5]) for line in lines}
+    assert rows["plain"] == rows["particles"] == 2 * 4 * 5
+    assert all(count <= 2 * 4 * 5 for count in rows.values())
 
 
 def test_real_sizes_are_those_of_the_released_models(load, monkeypatch):

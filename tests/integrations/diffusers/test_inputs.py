@@ -39,7 +39,8 @@ def tensor(listed, kind):
 
 
 FROM_A_PICTURE = ["img2img", "sdxl_img2img", "flux_img2img", "inpaint", "inpaint9", "sdxl_inpaint", "controlnet",
-                  "sdxl_controlnet"]  # fmt: skip
+                  "sdxl_controlnet", "controlnet_img2img", "pix2pix", "sd_upscale", "flux_fill",
+                  "flux_kontext"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["list", "tensor", "array"])
@@ -48,10 +49,16 @@ def test_every_prompt_gets_its_own_picture(family, kind):
     tiny = build(family)
     tiny.arguments["output_type"] = "np"
     best = BestOfN(tiny.pipe, formula_scorer(), batch_size=3)
-    common = {name: value for name, value in tiny.arguments.items() if name not in ("prompt", "image", "mask_image")}
+    common = {
+        name: value
+        for name, value in tiny.arguments.items()
+        if name not in ("prompt", "image", "mask_image", "control_image")
+    }
     given = {"image": pictures(3)}
     if "mask_image" in tiny.arguments:
         given["mask_image"] = masks(3)
+    if "control_image" in tiny.arguments:
+        given["control_image"] = pictures(3)[::-1]
     together = {name: value if kind == "list" else tensor(value, kind) for name, value in given.items()}
     outputs = best(["a", "b", "c"], n=3, **together, **common)
     for i, out in enumerate(outputs):

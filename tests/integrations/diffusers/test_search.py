@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers_matrix import difference
+from PIL import Image
 from stub_scorer import formula_scorer
 from tiny_pipelines import FAMILIES, build
 
 from vqr1_metric.integrations.diffusers import BestOfN, UnsupportedError
-from vqr1_metric.integrations.diffusers.runs import neighbour
+from vqr1_metric.integrations.diffusers.strategies import neighbour
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
-#: Pipelines that take noise as ``latents``; the other families add it to an input picture.
-FROM_LATENTS = ["sd", "lcm", "controlnet", "sdxl", "sdxl_controlnet", "sd3", "flux", "pixart", "pixart_alpha", "sana",
-                "qwen_image", "z_image", "ltx", "wan", "wan22", "inpaint", "inpaint9", "upscale",
-                "sdxl_modular"]  # fmt: skip
+#: Pipelines that add noise to an input picture; the others take it as ``latents``.
+ADDED = ["img2img", "sdxl_img2img", "sdxl_inpaint", "controlnet_img2img", "sdxl_controlnet_img2img", "flux_img2img"]
 
 
 def green(pictures, prompt):
@@ -77,13 +76,13 @@ def test_a_search_starts_from_the_noise_it_chose(family):
     out = best.search(arguments.pop("prompt"), budget=14 * 4, n=2, neighbours=2, **arguments)
     assert [record.parent is None for record in out.records[:4]] == [True, True, False, False]
     assert out.interrupted is None
-    assert all(record.noise_added is (family not in FROM_LATENTS) for record in out.records)
+    assert all(record.noise_added is (family in ADDED) for record in out.records)
     start = out.records[out.records[2].parent]
     assert difference(out.records[2].picture, start.picture) > 1e-3
     for record in (start, out.records[2]):
         again = best.remake(record, **tiny.arguments | {"output_type": "np"})
         assert difference(again, record.picture) <= 1e-5
-    if family in FROM_LATENTS and not hasattr(tiny.pipe, "blocks"):
+    if family not in ADDED and not hasattr(tiny.pipe, "blocks"):
         generator = torch.Generator().manual_seed(out.records[2].seed)
         again = tiny.pipe(**tiny.arguments | {"output_type": "np"}, latents=out.records[2].noise, generator=generator)
         again = again.frames[0] if hasattr(again, "frames") else again.images[0]
@@ -114,6 +113,53 @@ def test_search_keeps_to_its_budget_and_climbs(sd):
     assert out.scores[0] >= starts
     assert len(out.images) == 2
     assert len(best.search(budget=14 * per_candidate, n=3, neighbours=4, **sd.arguments).records) == 11
+
+
+def test_a_search_that_stalls_starts_anew_and_its_trace_can_be_drawn(sd, tmp_path):
+    pytest.importorskip("matplotlib")
+    best = BestOfN(sd.pipe, Flat())
+    out = best.search(budget=2 * 6 * 11, n=2, neighbours=3, patience=2, **sd.arguments)
+    assert [record.round for record in out.records] == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert [record.parent for record in out.records] == [None, None, *[0] * 6, None, None]
+    assert [rows for rows, _ in out.trace] == [24, 60, 96, 120]
+    out.plot(tmp_path / "search.png")
+    assert (tmp_path / "search.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="the output of a search"):
+        best(n=1, **sd.arguments).plot()
+
+
+class Flat:
+    """A scorer to which all pictures are alike."""
+
+    backend = None
+
+    def score(self, images):
+        grey = Image.new("RGB", (32, 32), "grey")
+        return formula_scorer().score([grey] * len(images))
+
+
+@pytest.mark.parametrize("step", [0.3, 1.0])
+def test_the_direction_is_not_the_noise_that_the_sampler_draws(step):
+    """Both follow from one seed, and must not be one another's copies."""
+    tiny = build("sd", "EulerAncestralDiscreteScheduler")
+    out = BestOfN(tiny.pipe, formula_scorer(), batch_size=1).search(
+        budget=12 * 6, n=2, neighbours=4, step=step, **tiny.arguments
+    )
+    for record in out.records[2:]:
+        drawn = torch.randn(record.noise.shape, generator=torch.Generator().manual_seed(record.seed))
+        start = out.records[record.parent].noise
+        direction = (record.noise - (1 - step**2) ** 0.5 * start) / step
+        correlation = float(torch.corrcoef(torch.stack([direction.flatten(), drawn.flatten()]))[0, 1])
+        assert abs(correlation) < 0.15
+
+
+def test_lists_of_prompts_are_searched_one_by_one(sd):
+    best = BestOfN(sd.pipe, formula_scorer())
+    common = {name: value for name, value in sd.arguments.items() if name != "prompt"}
+    outputs = best.search(["a", "b"], budget=60, n=2, neighbours=2, **common)
+    alone = best.search("b", budget=60, n=2, neighbours=2, **common)
+    assert outputs[1].scores == alone.scores
+    assert [out.denoiser_rows for out in outputs] == [48, 48]
 
 
 def test_neighbours_keep_the_variance_and_the_direction():

@@ -3,10 +3,14 @@
 from typing import Any
 
 import diffusers as d
+import numpy as np
 import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+from PIL import Image
 
 from tiny_pipelines.parts import (
     COMMON,
+    SIZE,
     TinyPipe,
     clip,
     clip_tokenizer,
@@ -79,6 +83,28 @@ def flux_img2img() -> TinyPipe:
     parts = {name: part for name, part in flux().pipe.components.items() if part is not None}
     arguments = dict(COMMON, max_sequence_length=16, image=picture(), strength=0.8, num_inference_steps=8)
     return TinyPipe(d.FluxImg2ImgPipeline(**parts), arguments)
+
+
+@family
+def flux_fill() -> TinyPipe:
+    net = d.FluxTransformer2DModel(
+        patch_size=1, in_channels=48, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8],
+        guidance_embeds=True,
+    ).eval()  # fmt: skip
+    parts = {name: part for name, part in flux().pipe.components.items() if part is not None}
+    for name in ("image_encoder", "feature_extractor"):
+        parts.pop(name, None)
+    half = Image.fromarray(np.repeat(np.uint8([0, 255]), SIZE // 2)[None].repeat(SIZE, 0))
+    arguments = dict(COMMON, max_sequence_length=16, image=picture(), mask_image=half)
+    return TinyPipe(d.FluxFillPipeline(**parts | {"transformer": net}), arguments)
+
+
+@family
+def flux_kontext() -> TinyPipe:
+    parts = {name: part for name, part in flux().pipe.components.items() if part is not None}
+    arguments = dict(COMMON, max_sequence_length=16, image=picture(), _auto_resize=False, max_area=SIZE * SIZE)
+    return TinyPipe(d.FluxKontextPipeline(**parts), arguments)
 
 
 @family
@@ -214,6 +240,15 @@ def qwen_image() -> TinyPipe:
         "negative_prompt_embeds_mask": ones[:, :5],
     }
     return TinyPipe(pipe, arguments)
+
+
+@family
+def qwen_edit() -> TinyPipe:
+    # It scales what it edits to a million pixels, and has no argument for that.
+    pipeline_qwenimage_edit.calculate_dimensions = lambda area, ratio: (SIZE, SIZE, None)
+    parts = qwen_image()
+    pipe = d.QwenImageEditPipeline(**parts.pipe.components, processor=None)
+    return TinyPipe(pipe, parts.arguments | {"image": picture()})
 
 
 @family

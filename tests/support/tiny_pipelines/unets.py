@@ -102,6 +102,33 @@ def controlnet() -> TinyPipe:
 
 
 @family
+def controlnet_img2img() -> TinyPipe:
+    """What the tile ControlNet is released for."""
+    parts = sd_parts() | {"controlnet": control(cross_attention_dim=32, attention_head_dim=4)}
+    arguments = dict(SIZELESS, image=picture(), control_image=picture(), strength=0.8, num_inference_steps=8)
+    return TinyPipe(d.StableDiffusionControlNetImg2ImgPipeline(**parts), arguments)
+
+
+@family
+def pix2pix() -> TinyPipe:
+    """Edits a picture as the prompt says."""
+    parts = sd_parts() | {"unet": unet(in_channels=8), "image_encoder": None}
+    return TinyPipe(
+        d.StableDiffusionInstructPix2PixPipeline(**parts), dict(SIZELESS, image=picture(), image_guidance_scale=1.5)
+    )
+
+
+@family
+def sd_upscale() -> TinyPipe:
+    """The upscaler to four times the size, here two: its autoencoder has fewer levels."""
+    net = unet(in_channels=7, num_class_embeds=30)
+    parts = sd_parts() | {"unet": net, "vae": vae(scaling_factor=0.08333), "low_res_scheduler": d.DDPMScheduler()}
+    del parts["requires_safety_checker"]
+    pipe = d.StableDiffusionUpscalePipeline(**parts, max_noise_level=30)
+    return TinyPipe(pipe, dict(SIZELESS, image=picture(), noise_level=20))
+
+
+@family
 def upscale() -> TinyPipe:
     """Latent upscaling: no callbacks, one candidate a call."""
     net = unet(
@@ -170,6 +197,13 @@ def sdxl_controlnet() -> TinyPipe:
     return TinyPipe(
         d.StableDiffusionXLControlNetPipeline(**parts, add_watermarker=False), dict(COMMON, image=picture())
     )
+
+
+@family
+def sdxl_controlnet_img2img() -> TinyPipe:
+    parts = sdxl().pipe.components | {"controlnet": control(**SDXL)}
+    arguments = dict(SIZELESS, image=picture(), control_image=picture(), strength=0.8, num_inference_steps=8)
+    return TinyPipe(d.StableDiffusionXLControlNetImg2ImgPipeline(**parts, add_watermarker=False), arguments)
 
 
 @family
