@@ -210,7 +210,7 @@ class Run:
 
     def _score(self, made: Made) -> tuple[list[Any], list[dict[str, float]]]:
         started = time.perf_counter()
-        results = self.scorer(made.pictures, made.reasons)
+        results = self.scorer(made.pictures, made.reasons, self.prompt)
         extras = self.scorer.extras(made.pictures, self.prompt)
         self.scoring_seconds += time.perf_counter() - started
         return results, extras

@@ -76,7 +76,9 @@ class PictureScorer:
         places = [round((i + 0.5) * len(picture) / count - 0.5) for i in range(count)]
         return [as_pil(picture[place]) for place in places]
 
-    def __call__(self, pictures: Sequence[Any], reasons: Sequence[str | None] | None = None) -> list[ImageScore]:
+    def __call__(
+        self, pictures: Sequence[Any], reasons: Sequence[str | None] | None = None, prompt: str | None = None
+    ) -> list[ImageScore]:
         """Scores of pictures or videos. Where there is a reason against one, it gets NaN and says so.
 
         A scorer that fails costs no picture: all of them get NaN with what it said, and a warning.
@@ -86,7 +88,9 @@ class PictureScorer:
         ]
         groups = [[] if why else self.parts(picture) for picture, why in zip(pictures, reasons, strict=True)]
         try:
-            scores = iter(self.scorer.score([part for group in groups for part in group]))
+            asks = prompt is not None and getattr(getattr(self.scorer, "question", None), "needs_prompt", False)
+            parts = [part for group in groups for part in group]
+            scores = iter(self.scorer.score(parts, **({"prompts": [prompt] * len(parts)} if asks else {})))
             results = [[next(scores) for _ in group] for group in groups]
         except Exception as error:  # whatever a model may raise: the pictures are made
             failure = f"the scorer failed: {type(error).__name__}: {error}"
@@ -154,8 +158,8 @@ class PictureScorer:
 def _numbers(scorer: Any, parts: list[Image.Image], prompt: str | None) -> list[float]:
     if not hasattr(scorer, "score"):
         return [float(number) for number in scorer(parts, prompt)]
-    takes_prompts = "prompts" in inspect.signature(scorer.score).parameters
-    results = scorer.score(parts, **({"prompts": [prompt] * len(parts)} if takes_prompts else {}))
+    asks = prompt is not None and "prompts" in inspect.signature(scorer.score).parameters
+    results = scorer.score(parts, **({"prompts": [prompt] * len(parts)} if asks else {}))
     return [float(getattr(result, "score", result)) for result in results]
 
 

@@ -12,6 +12,7 @@ from tiny_pipelines import build
 
 from vqr1_metric.integrations.diffusers import BestOfN, VisualQualityR1Callback
 from vqr1_metric.integrations.diffusers.scoring import PictureScorer, flaw
+from vqr1_metric.scorer import QualityScorer
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings(
@@ -190,3 +191,16 @@ def test_ranks_need_no_common_unit(sd):
     )(n=5, keep=5, **sd.arguments)
     assert scaled.seeds == up.seeds
     assert math.isnan(up.win_probability)  # of ranks there is none
+
+
+def test_the_same_judge_asked_for_alignment(sd, tiny_qwen2_5_vl):
+    """A closed question about prompt and picture, beside quality or instead of it."""
+    align = QualityScorer(str(tiny_qwen2_5_vl), device="cpu", question="alignment")
+    best = BestOfN(sd.pipe, formula_scorer(), also={"align": (align, 0.5)})
+    out = best(n=2, keep=2, **sd.arguments)
+    for record in out.records:
+        asked = align.score(record.picture, prompts="a lighthouse")[0].score
+        assert record.extras["align"] == pytest.approx(asked, abs=1e-4)
+        assert record.value == pytest.approx(record.score + 0.5 * asked, abs=1e-4)
+    alone = BestOfN(sd.pipe, align)(n=2, keep=2, **sd.arguments)
+    assert sorted(alone.scores) == pytest.approx(sorted(r.extras["align"] for r in out.records), abs=1e-4)
