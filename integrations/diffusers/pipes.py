@@ -21,7 +21,7 @@ from vqr1_metric.integrations.diffusers.schedulers import (
     scheduler_class,
 )
 from vqr1_metric.integrations.diffusers.scoring import BLANKED, NOT_FINITE
-from vqr1_metric.integrations.diffusers.tested import tested
+from vqr1_metric.integrations.diffusers.tested import tested as flags_of
 
 #: Arguments that say how many pictures one prompt gives.
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
@@ -96,7 +96,7 @@ class Pipe:
         if "generator" not in self.defaults:
             raise UnsupportedError(f"{self.name} takes no generator, so its candidates could not be made again.")
         self.count = next((name for name in _COUNTS if name in self.defaults), None)
-        self.tested = tested(pipe)
+        self.tested = flags_of(pipe)
         self.several = bool(self.tested and "several" in self.tested) or hasattr(
             getattr(pipe, "controlnet", None), "nets"
         )
@@ -104,7 +104,8 @@ class Pipe:
     @property
     def batch_size(self) -> int:
         """Candidates of one call of the pipe as it is now."""
-        batches = self.count is not None and self.tested is not None and self.remembers() is None
+        tested = self.tested is not None and "single" not in self.tested
+        batches = self.count is not None and tested and self.remembers() is None
         return self._batch_size if batches else 1
 
     def about(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from vqr1_metric.integrations.diffusers.schedulers import is_of_diffusers
 #: ``decodes``: what the callback decodes in the middle of a run was checked to be what the pipe decodes.
 #: ``packs``: it takes no noise as its scheduler sees it. ``several``: a list of pictures is all for one prompt.
 #: ``repeat``: one picture for several candidates would be encoded with the first one's generator: each gets its own.
+#: ``single``: that is so, and it does not take one for each either: one candidate a call.
 TESTED = {
     "Flux2KleinPipeline": "decodes packs several",
     "Flux2Pipeline": "decodes packs several",
@@ -32,7 +33,7 @@ TESTED = {
     "StableDiffusionInstructPix2PixPipeline": "decodes",
     "StableDiffusionLatentUpscalePipeline": "",
     "StableDiffusionPipeline": "decodes",
-    "StableDiffusionUpscalePipeline": "decodes",
+    "StableDiffusionUpscalePipeline": "decodes single",
     "StableDiffusionXLControlNetImg2ImgPipeline": "decodes",
     "StableDiffusionXLControlNetPipeline": "decodes",
     "StableDiffusionXLImg2ImgPipeline": "",

@@ -1,10 +1,13 @@
 """The clean predictions of each scheduler against its own."""
 
+import contextlib
+import inspect
+
 import diffusers
 import pytest
 import torch
 
-from vqr1_metric.integrations.diffusers.schedulers import clean_prediction
+from vqr1_metric.integrations.diffusers.schedulers import UnsupportedError, check_previews, clean_prediction
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
@@ -94,3 +97,44 @@ def test_clean_prediction_of_an_exact_denoiser_is_the_clean_picture():
     for timestep in scheduler.timesteps:
         sample = scheduler.add_noise(clean, noise, timestep[None])
         assert torch.allclose(clean_prediction(scheduler, noise, timestep, sample), clean, atol=1e-3)
+
+
+PREVIEWED = [
+    "CogVideoXDDIMScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
+    "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", [1, 3])
+@pytest.mark.parametrize("name", PREVIEWED)
+def test_an_exact_denoiser_gives_the_clean_picture_in_the_middle_of_any_schedule(name, start):
+    kind = getattr(diffusers, name)
+    options = {"clip_sample": False} if "clip_sample" in inspect.signature(kind).parameters else {}
+    scheduler = kind(**options)
+    check_previews(scheduler)
+    scheduler.set_timesteps(6)
+    clean, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    timestep = scheduler.timesteps[start]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    flow = name.startswith("FlowMatch")
+    noisy = scheduler.scale_noise(clean, timestep[None], noise) if flow else None
+    noisy = scheduler.add_noise(clean, noise, timestep[None]) if noisy is None else noisy
+    scheduler.is_scale_input_called = True
+    found = clean_prediction(scheduler, noise - clean if flow else noise, timestep, noisy)
+    assert torch.allclose(found, clean, atol=1e-4)
+
+
+def test_every_other_scheduler_is_refused_before_the_first_step_or_tells_its_own_prediction():
+    known = set()
+    for name in dir(diffusers):
+        if name.endswith("Scheduler"):
+            with contextlib.suppress(ImportError, TypeError, UnsupportedError):  # other libraries, no defaults, refused
+                check_previews(getattr(diffusers, name)())
+                known.add(name)
+    assert known - set(PREVIEWED) <= {"DDIMInverseScheduler", "EDMEulerScheduler", "UnCLIPScheduler"}
+    assert known >= set(PREVIEWED)
