@@ -17,7 +17,8 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
 #: Pipelines that add noise to an input picture; the others take it as ``latents``.
-ADDED = ["img2img", "sdxl_img2img", "sdxl_inpaint", "controlnet_img2img", "sdxl_controlnet_img2img", "flux_img2img"]
+ADDED = ["img2img", "sdxl_img2img", "sdxl_inpaint", "controlnet_img2img", "sdxl_controlnet_img2img", "flux_img2img",
+         "flux_fill"]  # fmt: skip
 
 
 def green(pictures, prompt):
@@ -73,7 +74,7 @@ def test_a_search_starts_from_the_noise_it_chose(family):
     tiny = build(family)
     arguments = tiny.arguments | {"output_type": "np"}
     best = BestOfN(tiny.pipe, formula_scorer())
-    out = best.search(arguments.pop("prompt"), budget=14 * 4, n=2, neighbours=2, **arguments)
+    out = best.search(arguments.pop("prompt"), budget=20 * 4, n=2, neighbours=2, **arguments)
     assert [record.parent is None for record in out.records[:4]] == [True, True, False, False]
     assert out.interrupted is None
     assert all(record.noise_added is (family in ADDED) for record in out.records)
