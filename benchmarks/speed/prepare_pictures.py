@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from vqr1_metric.backends.pixels import PixelConfig
+from vqr1_metric.ratings import RatedImage
 from vqr1_metric.train_ranker.processor import RankerProcessor
-from vqr1_metric.train_ranker.ratings import RatedPicture
 
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def step_seconds(pictures: list[RatedPicture], replies: int, cache_size: int) -> tuple[float, int]:
+def step_seconds(pictures: list[RatedImage], replies: int, cache_size: int) -> tuple[float, int]:
     """CPU seconds and decoded pictures of the two passes of a step."""
     loaded = SimpleNamespace(
         tokenizer=None,
@@ -58,7 +58,7 @@ def main() -> None:
         noise = random.integers(0, 255, (24, 32, 3), dtype=np.uint8)
         file = io.BytesIO()
         Image.fromarray(noise).resize(options.size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
-        pictures.append(RatedPicture(str(i), "made by code", float(i), file.getvalue, str(i)))
+        pictures.append(RatedImage(str(i), float(i), where="made by code", data=file.getvalue))
     print("kept,cpu_seconds_per_step,pictures_prepared")
     for name, cache in (("no", 0), ("yes", options.images)):
         runs = [step_seconds(pictures, options.replies, cache) for _ in range(3)]

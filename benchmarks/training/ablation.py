@@ -28,9 +28,9 @@ from vqr1_metric.backends.pixels import to_patches
 from vqr1_metric.functional.distribution import GRID_SIZE, ScoreDistribution, score_grid
 from vqr1_metric.functional.reward import ranking_reward
 from vqr1_metric.images import load_image
-from vqr1_metric.train_ranker.data import read_data
+from vqr1_metric.ratings import RatingSet
+from vqr1_metric.train_ranker.data import read_data, split_validation
 from vqr1_metric.train_ranker.exact import ADVANTAGE_EPSILON, expected_loss, labels, score_rewards
-from vqr1_metric.train_ranker.ratings import RatingSet, split_validation
 from vqr1_metric.train_ranker.validation import correlations
 
 BASE = {"objective": "sampled", "rule": "fidelity", "variance": "estimated", "k": 6, "comparison": 16}
@@ -55,7 +55,7 @@ START_STD = 0.8
 def features(visual: torch.nn.Module, pixel_config, s: RatingSet) -> Tensor:
     """Mean and standard deviation of the visual tokens of each picture, ``(N, 2 D)``."""
     found = []
-    for picture in s.pictures:
+    for picture in s.images:
         patches, grid = to_patches(load_image(picture.read()), pixel_config)
         tokens = visual(patches, grid_thw=torch.tensor([grid])).pooler_output
         found.append(torch.cat([tokens.mean(0), tokens.std(0)]))
@@ -82,7 +82,7 @@ def loss_of(distribution: ScoreDistribution, rows: list[dict], variant: dict, ge
         rewards = score_rewards(distribution, distribution.mean, distribution.variance, label, 1e-6, 1e-6)
         through = variant["objective"] == "fidelity"
         outcome = torch.cat([distribution.probabilities, distribution.probabilities.new_zeros(len(rows), 1)], dim=1)
-        return expected_loss(outcome, rewards, 0.0, through_rewards=through)
+        return expected_loss(outcome, rewards, 0.0, through_rewards=through).mean()
     index = torch.multinomial(distribution.probabilities.detach(), variant["k"], replacement=True, generator=generator)
     scores = distribution.grid[index].double()
     quality = torch.tensor([row["quality"] for row in rows], dtype=torch.float64)

@@ -35,8 +35,8 @@ from vqr1_metric.backends.loading import LoadedModel, ModelSpec
 from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.images import load_image
+from vqr1_metric.ratings import RatingSet
 from vqr1_metric.train_ranker.exact import labels, score_rewards
-from vqr1_metric.train_ranker.ratings import RatingSet
 from vqr1_metric.train_ranker.run import build_trainer, prepare_data
 from vqr1_metric.train_ranker.validation import correlations
 
@@ -85,7 +85,7 @@ def figures(loaded: LoadedModel, sets: Sequence[RatingSet]) -> dict[str, float]:
     backend = TransformersBackend(ModelSpec("in training"), loaded)
     found: dict[str, list[float]] = {}
     for s in sets:
-        images = [image(picture.read()) for picture in s.pictures]
+        images = [image(picture.read()) for picture in s.images]
         batches = [images[at : at + BATCH] for at in range(0, len(images), BATCH)]
         parts = [backend.distributions(batch, loaded.pixel_config) for batch in batches]
         distribution = ScoreDistribution(*(torch.cat([getattr(part, name) for part in parts]) for name in PARTS))

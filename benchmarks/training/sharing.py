@@ -1,10 +1,9 @@
 """A step of sampled RL2R with and without sharing. python -m benchmarks.training.sharing -o FILE.csv
 
-The K replies of a picture show the model the same picture and the same prompt. With `share_pictures` (the default) the
-vision tower sees each picture of a forward pass once, and the language model reads each prompt once; "tower" leaves out
-the latter. nano, LoRA off, so that the start model of the KL penalty has a tower of its own. CPU seconds of this
-process for one step (after one that warms up), and what went through the tower (patches) and the language model
-(tokens) of both models, in sampling, log-probabilities and the forward part of the update.
+The K replies of a picture show the model the same picture. With `share_pictures` (the default) the vision tower sees
+each picture of a forward pass once. nano, LoRA off, so that the start model of the KL penalty has a tower of its own.
+CPU seconds of this process for one step (after one that warms up), and what went through the tower (patches) and the
+language model (tokens) of both models, in sampling, log-probabilities and the forward part of the update.
 """
 
 from __future__ import annotations
@@ -41,10 +40,7 @@ def measure(folder: Path, options: argparse.Namespace, shared: str) -> tuple[flo
         log_replies=False,
         save_steps=100,
     )
-    own = trainer_module.share_prompts
-    trainer_module.share_prompts = (lambda _: None) if shared == "tower" else own
-    trainer = trainer_module.RankerTrainer(config, *prepare_data(config))
-    trainer_module.share_prompts = own
+    trainer = trainer_module.RankerTrainer(None, config, *prepare_data(config))
     patches, tokens, seconds = [], [], []
     for model in (trainer.loaded.model, trainer.accelerator.unwrap_model(trainer.ref_model)):
         model.model.visual.patch_embed.register_forward_hook(lambda _, args, __: patches.append(len(args[0])))
@@ -84,7 +80,7 @@ def main() -> None:
             lines.append(f"{i}.png,{i}")
         (folder / "ratings.csv").write_text("\n".join(lines) + "\n")
         for size in options.micro_batch:
-            for shared in ("nothing", "tower", "tower and prompt"):
+            for shared in ("nothing", "tower"):
                 changed = argparse.Namespace(**{**vars(options), "micro_batch": size})
                 seconds, patches, tokens = measure(folder, changed, shared)
                 row = {

@@ -41,8 +41,7 @@ from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.images import SUFFIXES, load_image
 from vqr1_metric.images.distortions import DISTORTIONS, LEVELS, distort
 from vqr1_metric.protocol import VISUALQUALITY_R1
-from vqr1_metric.train_ranker.data import read_data
-from vqr1_metric.train_ranker.ratings import split_validation
+from vqr1_metric.train_ranker.data import read_data, split_validation
 
 REMARKED = [*PHRASES.values(), CLEAN.split(" ", 1)[1]]
 """What follows the first word of a remark."""

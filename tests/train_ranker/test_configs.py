@@ -63,7 +63,7 @@ def test_trl_takes_the_presets(preset: str, use_vllm: bool, trl_trainer, tmp_pat
         use_vllm=use_vllm,
         trainer={"vllm_gpu_memory_utilization": 0.4, "vllm_tensor_parallel_size": 1},
     )
-    args = trl_trainer.grpo_config(config, validate=True)
+    args = trl_trainer.grpo_config(config)
     assert args.use_vllm is use_vllm and args.vllm_gpu_memory_utilization == 0.4
     assert args.vllm_mode == "colocate" or not use_vllm
     assert args.generation_batch_size == config.images_per_device * config.num_generations
@@ -86,7 +86,7 @@ def test_a_deepspeed_file_is_passed_on(trl_trainer, tmp_path: Path) -> None:
     }
     file.write_text(json.dumps(settings))
     config = RankerConfig.preset("paper", data=["a.csv"], output_dir=str(tmp_path), trainer={"deepspeed": str(file)})
-    assert trl_trainer.grpo_config(config, validate=False).deepspeed == str(file)
+    assert trl_trainer.grpo_config(config).deepspeed == str(file)
 
 
 @pytest.mark.slow

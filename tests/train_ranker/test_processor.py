@@ -17,7 +17,7 @@ from vqr1_metric.train_ranker.processor import RankerProcessor
 
 def test_the_inputs_are_those_of_scoring(tiny_model: Path, rated: Path, tmp_path: Path) -> None:
     loaded = load_model(ModelSpec(str(tiny_model), device="cpu"))
-    pictures = read_data([rated / "noise.csv"])[0].pictures
+    pictures = read_data([rated / "noise.csv"])[0].images
     processor = RankerProcessor(loaded, pictures)
     image = [{"type": "image", "image": "2"}, {"type": "text", "text": question(True)}]
     small = [{"type": "image", "image": "5"}, {"type": "text", "text": question(True)}]
@@ -40,7 +40,7 @@ def test_the_inputs_are_those_of_scoring(tiny_model: Path, rated: Path, tmp_path
 
 def test_a_step_keeps_its_pictures(tiny_qwen2_5_vl: Path, rated: Path) -> None:
     loaded = load_model(ModelSpec(str(tiny_qwen2_5_vl), device="cpu"))
-    processor = RankerProcessor(loaded, read_data([rated / "noise.csv"])[0].pictures, cache_size=2)
+    processor = RankerProcessor(loaded, read_data([rated / "noise.csv"])[0].images, cache_size=2)
     for image in ("0", "1", "0", "1", "0"):
         processor.patches(image)
     assert processor.decoded == 2

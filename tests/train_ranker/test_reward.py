@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from vqr1_metric.functional.reward import comparison_labels, ranking_reward
-from vqr1_metric.train_ranker.callbacks import CollapseStop
 from vqr1_metric.train_ranker.reward import FormatReward, RankingReward, batch_rewards, comparison_groups, set_metrics
 from vqr1_metric.train_ranker.sampler import ComparisonSampler
 
@@ -150,19 +149,6 @@ def test_what_is_watched() -> None:
     assert math.isnan(nothing["spread"]) and nothing["zero_spread"] == 1
 
 
-def test_a_collapsed_run_is_stopped_with_a_reason() -> None:
-    from transformers import TrainerControl, TrainerState
-
-    stop, control, state = CollapseStop(spread=0.02, patience=3), TrainerControl(), TrainerState(global_step=7)
-    for spread in (0.001, 0.001, 0.5, 0.01, 0.01):
-        stop.on_log(None, state, control, logs={"spread": spread})
-    assert not control.should_training_stop and stop.message is None
-    stop.on_log(None, state, control, logs={"loss": 1.0})  # a log without scores says nothing
-    stop.on_log(None, state, control, logs={"spread": 0.0})
-    assert control.should_training_stop
-    assert "stopped at step 7" in stop.message and "lower learning_rate" in stop.message
-
-
 UNITS = [[(i,) for i in range(10)], [(i,) for i in range(10, 17)], [(17, 18), (19, 20), (21, 22)]]
 
 
@@ -208,3 +194,14 @@ def test_uniform_mixing_draws_sets_not_pictures() -> None:
 def test_too_few_pictures_for_a_batch() -> None:
     with pytest.raises(ValueError, match="one batch of 5 comparison sets of 4, but there are only 4"):
         ComparisonSampler(UNITS, 4, sets_per_batch=5)
+
+
+def test_the_authors_order_uses_every_picture_once_and_small_sets_early() -> None:
+    units = [[(i,) for i in range(400)], [(i,) for i in range(400, 480)]]
+    sampler = ComparisonSampler(units, 8, mixing="authors", seed=1)
+    sets = sampler.comparison_sets()
+    used = list(itertools.chain(*sets))
+    assert len(sets) == 60 and sorted(used) == list(range(480))
+    # The set is drawn uniformly while both have pictures, so 10 small sets are used up after about 20 draws.
+    small = [i for i, one in enumerate(sets) if one[0] >= 400]
+    assert len(small) == 10 and small[-1] < 40

@@ -105,7 +105,7 @@ def test_a_run_in_the_way_and_a_run_that_changed(trained, settings: dict, warm_m
 def test_the_sum_of_both_rewards_becomes_the_published_advantage(settings, warm_model: Path, tmp_path: Path) -> None:
     golden = runpy.run_path(str(PARITY / "make_rl2r.py"))
     config = config_of(settings, warm_model, tmp_path, max_steps=1, temperature=0.4)  # few unreadable replies
-    trainer = RankerTrainer(config, *prepare_data(config))
+    trainer = RankerTrainer(None, config, *prepare_data(config))
     trainer.train()
     logs, k = trainer._logs, config.num_generations
     scores = torch.tensor(list(logs["extra"]["score"])).view(-1, k)
@@ -125,7 +125,7 @@ def test_the_sum_of_both_rewards_becomes_the_published_advantage(settings, warm_
 def test_loss_and_gradient_are_the_published_ones(settings, warm_model: Path, tmp_path: Path) -> None:
     """TRL's loss with our settings, on the golden log-probabilities."""
     config = config_of(settings, warm_model, tmp_path)
-    trainer = RankerTrainer(config, *prepare_data(config))
+    trainer = RankerTrainer(None, config, *prepare_data(config))
     trainer.current_gradient_accumulation_steps = 1
     for case in json.loads((PARITY / "rl2r.json").read_text())["cases"]:
         new = [torch.tensor(one) for row in case["new"] for one in row]
@@ -150,11 +150,11 @@ def test_loss_and_gradient_are_the_published_ones(settings, warm_model: Path, tm
 
 
 def test_the_paper_preset_states_every_official_setting() -> None:
-    args = grpo_config(RankerConfig.preset("paper", output_dir="out"), validate=False)
+    args = grpo_config(RankerConfig.preset("paper", output_dir="out"))
     assert (args.loss_type, args.scale_rewards, args.importance_sampling_level) == ("grpo", "group", "token")
     assert (args.beta, args.epsilon, args.use_bias_correction_kl) == (0.04, 0.2, False)
     assert (args.num_generations, args.per_device_train_batch_size, args.steps_per_generation) == (6, 48, 1)
-    assert (args.learning_rate, args.max_completion_length, args.temperature, args.top_k) == (1e-6, 256, 1.0, 0)
+    assert (args.learning_rate, args.max_completion_length, args.temperature, args.top_k) == (1e-6, 256, 1.0, 50)
     assert (args.num_train_epochs, args.lr_scheduler_type, args.num_iterations) == (10, "linear", 1)
     assert (args.weight_decay, args.max_grad_norm, args.warmup_steps, args.reward_weights) == (0.0, 1.0, 0, [1.0, 1.0])
     stated = set(PRESETS["paper"])
@@ -195,14 +195,14 @@ def test_a_killed_run_resumes_bit_by_bit(lora_rank: int, settings, warm_model: P
 
 def test_a_checkpoint_with_a_tensor_missing_is_refused(settings, warm_model: Path, tmp_path: Path) -> None:
     config = config_of(settings, warm_model, tmp_path / "out")
-    trainer = RankerTrainer(config, *prepare_data(config))
+    trainer = RankerTrainer(None, config, *prepare_data(config))
     trainer.save_model(str(tmp_path / "saved"))
     file = tmp_path / "saved/model.safetensors"
     tensors = load_file(file)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
     trainer._load_from_checkpoint(str(tmp_path / "saved"))
     changed = trainer.model.state_dict()
-    fresh = RankerTrainer(config, *prepare_data(config)).model.state_dict()
+    fresh = RankerTrainer(None, config, *prepare_data(config)).model.state_dict()
     assert all(torch.equal(changed[name], fresh[name] + 1) for name in fresh)  # every tensor, not a few
     tensors.pop(next(name for name in tensors if "norm" in name))
     save_file(tensors, file, metadata={"format": "pt"})
@@ -212,6 +212,6 @@ def test_a_checkpoint_with_a_tensor_missing_is_refused(settings, warm_model: Pat
 
 def test_pictures_are_prepared_once_a_step(settings, warm_model: Path, tmp_path: Path) -> None:
     config = config_of(settings, warm_model, tmp_path, max_steps=2)
-    trainer = RankerTrainer(config, *prepare_data(config))
+    trainer = RankerTrainer(None, config, *prepare_data(config))
     trainer.train()
     assert trainer.processing_class.decoded <= 2 * config.images_per_device

@@ -1,6 +1,5 @@
-"""The tower sees each picture of a pass once, the language model each prompt; nothing else changes. Zero spread."""
+"""The tower sees each picture of a pass once; nothing else changes. Zero spread."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import torch
 pytest.importorskip("transformers", minversion="5.6")
 
 from vqr1_metric.backends.loading import ModelSpec, load_model
-from vqr1_metric.protocol import question
 from vqr1_metric.train_ranker.config import ConfigError, RankerConfig
 from vqr1_metric.train_ranker.data import read_data
 from vqr1_metric.train_ranker.processor import RankerProcessor
-from vqr1_metric.train_ranker.sharing import common_beginnings, equal_pictures, share_pictures, share_prompts
+from vqr1_metric.train_ranker.sharing import equal_pictures, share_pictures
 
 
 def test_equal_pictures_are_found_wherever_they_stand() -> None:
@@ -29,7 +27,7 @@ def test_tokens_and_gradients_are_those_without_sharing(tiny_model: Path, rated:
     for share in (False, True):
         loaded = load_model(ModelSpec(str(tiny_model), device="cpu"))
         visual = loaded.model.model.visual.requires_grad_(True)
-        processor = RankerProcessor(loaded, read_data([rated / "noise.csv"])[0].pictures)
+        processor = RankerProcessor(loaded, read_data([rated / "noise.csv"])[0].images)
         patches, grids = zip(*(processor.patches(i) for i in ("0", "1", "0", "2", "1", "0")), strict=True)
         if share:
             share_pictures(visual)
@@ -59,118 +57,9 @@ def test_different_pictures_pass_as_they_are(tiny_qwen2_5_vl: Path) -> None:
     assert output.last_hidden_state is not None and len(output.pooler_output) == 2
 
 
-def test_common_beginnings() -> None:
-    a, b = torch.rand(6, 3), torch.rand(6, 3)
-    rows = torch.stack([a, b, a, a, b, torch.rand(6, 3)])
-    rows[2, 4:], rows[3, 5:], rows[4, 4:] = 0.5, 0.25, 0.75
-    positions = torch.arange(6).expand(3, 6, 6)
-    length, readers, order = common_beginnings(rows, positions, None)
-    # Three readers of 4 tokens and six rows of 2 are 24 tokens; 5 in common would be 5 x 5 + 6.
-    assert (length, readers.tolist(), order.tolist()) == (4, [0, 1, 5], [0, 1, 0, 0, 1, 2])
-    elsewhere = positions.clone()
-    elsewhere[1, 2] += 1  # the same tokens at another place are other tokens
-    assert common_beginnings(rows, elsewhere, None)[2].tolist() == [0, 1, 2, 0, 1, 3]
-    padded = torch.ones(6, 6, dtype=torch.long)
-    padded[4, 0] = 0
-    assert common_beginnings(rows, positions, padded)[2].tolist() == [0, 1, 0, 0, 2, 3]
-    assert common_beginnings(torch.rand(6, 6, 3), positions, None) is None
-
-
-def test_equal_sums_are_not_equal_tokens() -> None:
-    rows = torch.zeros(2, 4, 2)
-    rows[0], rows[1] = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])
-    assert common_beginnings(rows, torch.arange(4).expand(3, 2, 4), None) is None
-
-
-def rows_of_replies(processor: RankerProcessor) -> dict[str, torch.Tensor]:
-    """Two pictures, both questions, three replies of unequal length each, in mixed order, padded on both sides."""
-    chats = [
-        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question(thinking)}]}]
-        for image, thinking in (("0", False), ("1", True))
-    ]
-    texts = processor.apply_chat_template(chats, add_generation_prompt=True)
-    inputs = processor(images=[["0"], ["1"]], text=texts, padding=True)
-    patches = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(-1).tolist())
-    order = [0, 1, 0, 1, 1, 0]
-    replies = torch.randint(5, 200, (6, 4), generator=torch.Generator().manual_seed(0))
-    seen = torch.ones(6, 4, dtype=torch.long)
-    seen[1, 2:] = seen[5, 3:] = 0
-    return {
-        "input_ids": torch.cat([inputs["input_ids"][order], replies], dim=1),
-        "attention_mask": torch.cat([inputs["attention_mask"][order], seen], dim=1),
-        "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"][order], torch.zeros_like(replies)], dim=1),
-        "pixel_values": torch.cat([patches[i] for i in order]),
-        "image_grid_thw": inputs["image_grid_thw"][order],
-    }
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_hidden_states_and_gradients_are_those_without_shared_prompts(
-    recompute: bool, tiny_model: Path, rated: Path
-) -> None:
-    results = []
-    for share in (False, True):
-        loaded = load_model(ModelSpec(str(tiny_model), device="cpu"))
-        model = loaded.model.train().requires_grad_(True)
-        if recompute:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})  # transformers 5.19 renamed it
-        inputs = rows_of_replies(RankerProcessor(loaded, read_data([rated / "noise.csv"])[0].pictures))
-        if share:
-            share_pictures(model.model.visual)  # so that the tokens of a picture are equal to the last bit
-            share_prompts(model.model.language_model)
-            share_prompts(model.model.language_model)  # twice is once
-        read = []
-        model.model.language_model.layers[0].mlp.register_forward_hook(
-            lambda _, args, __, read=read: read.append(args[0].shape[0] * args[0].shape[1])
-        )
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state[inputs["attention_mask"] == 1]
-        rows, tokens = inputs["input_ids"].shape
-        # Activations that are computed again need no keys and values; Qwen3-VL adds to hidden states in between.
-        shared = share and not recompute and model.config.model_type != "qwen3_vl"
-        assert sum(read) == (2 * (tokens - 4) + rows * 4 if shared else rows * tokens)
-        (hidden * torch.linspace(0, 1, len(hidden))[:, None]).sum().backward()
-        gradients = {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
-        results.append((hidden, gradients))
-    (hidden, gradients), (shared_hidden, shared_gradients) = results
-    torch.testing.assert_close(shared_hidden, hidden, atol=1e-4, rtol=1e-4)
-    assert gradients.keys() == shared_gradients.keys() and len(gradients) > 20
-    for name, gradient in gradients.items():
-        scale = float(gradient.abs().max())
-        torch.testing.assert_close(shared_gradients[name], gradient, atol=1e-4 * max(scale, 1), rtol=1e-3)
-
-
-@pytest.mark.parametrize("family", ["tiny_qwen2_vl", "tiny_qwen2_5_vl"])
-def test_sampled_replies_are_those_without_shared_prompts(family: str, rated: Path, request) -> None:
-    found = []
-    for share in (False, True):
-        loaded = load_model(ModelSpec(str(request.getfixturevalue(family)), device="cpu"))
-        inputs = rows_of_replies(RankerProcessor(loaded, read_data([rated / "noise.csv"])[0].pictures))
-        for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
-            inputs[name] = inputs[name][:, :-4]  # the prompts alone
-        if share:
-            share_pictures(loaded.model.model.visual)
-            share_prompts(loaded.model.model.language_model)
-        read = []
-        loaded.model.model.language_model.layers[0].mlp.register_forward_hook(
-            lambda _, args, __, read=read: read.append(args[0].shape[0])
-        )
-        torch.manual_seed(0)
-        options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "min_new_tokens": 6}
-        found.append(loaded.model.generate(**inputs, **options, max_new_tokens=6))
-        assert read == [2 if share else 6] + [6] * 5
-    assert torch.equal(*found)
-    assert len({tuple(row.tolist()) for row in found[0]}) > 2
-    copied = copy.deepcopy(loaded.model)  # such as a start model for the KL penalty
-    expected = copied.model(**inputs).last_hidden_state
-    loaded.model.model.language_model.layers[0].mlp.requires_grad_(False).down_proj.weight.zero_()
-    torch.testing.assert_close(copied.model(**inputs).last_hidden_state, expected)
-    assert not torch.allclose(loaded.model.model(**inputs).last_hidden_state, expected, atol=1e-2)
-
-
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("lora_rank", [0, 4], ids=["full", "lora"])
-def test_a_step_sends_each_picture_and_prompt_through_once(
+def test_a_step_sends_each_picture_through_once(
     trl_trainer, lora_rank: int, settings: dict, warm_model: Path, tmp_path: Path
 ) -> None:
     from vqr1_metric.train_ranker.run import prepare_data
@@ -182,20 +71,14 @@ def test_a_step_sends_each_picture_and_prompt_through_once(
             share_pictures=share,
             lora_rank=lora_rank,
         )
-        trainer = trl_trainer.RankerTrainer(config, *prepare_data(config))
-        rows, prompts = [], []
+        trainer = trl_trainer.RankerTrainer(None, config, *prepare_data(config))
+        rows = []
         trainer.loaded.model.model.visual.patch_embed.register_forward_hook(
             lambda _, args, __, rows=rows: rows.append(len(args[0]))
-        )
-        trainer.loaded.model.model.language_model.layers[0].mlp.register_forward_hook(
-            lambda _, args, __, prompts=prompts: prompts.append(args[0].shape[:2])
         )
         trainer.train()
         reward = next(entry["reward"] for entry in trainer.state.log_history if "reward" in entry)
         steps.append((rows, reward))
-        # A prompt is long; what comes after it are single tokens while sampling, and then the replies.
-        long = [batch for batch, tokens in prompts if tokens > 40]
-        assert len(long) >= 2 and set(long) == {4 if share else 12}
     (all_rows, reward), (shared_rows, shared_reward) = steps
     assert len(all_rows) == len(shared_rows) >= 2  # sampling and log-probabilities (and the start model's)
     assert [3 * rows for rows in shared_rows] == all_rows  # of 3 replies
@@ -203,7 +86,9 @@ def test_a_step_sends_each_picture_and_prompt_through_once(
 
 
 def test_groups_without_spread_leave_the_loss(trl_trainer) -> None:
-    drop_zero_spread = trl_trainer.drop_zero_spread
+    from vqr1_metric.train_ranker import trl_private
+
+    drop_zero_spread = trl_private.drop_zero_spread
     batch = {
         "advantages": torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0]),
         "completion_mask": torch.ones(8, 3, dtype=torch.long),
@@ -222,12 +107,13 @@ def test_the_loss_is_the_mean_of_what_is_left(
     loss: str, trl_trainer, settings: dict, warm_model: Path, tmp_path: Path
 ) -> None:
     """The loss of four groups, two of them without spread, is that of the other two alone."""
+    from vqr1_metric.train_ranker import trl_private
     from vqr1_metric.train_ranker.run import prepare_data
 
     config = RankerConfig(
         **{**settings, "model": str(warm_model), "output_dir": str(tmp_path)}, drop_zero_spread=True, loss=loss
     )
-    trainer = trl_trainer.RankerTrainer(config, *prepare_data(config))
+    trainer = trl_trainer.RankerTrainer(None, config, *prepare_data(config))
     trainer.current_gradient_accumulation_steps = 1
     k, tokens = config.num_generations, 5
     logps, reference = -torch.rand(4 * k, tokens), -torch.rand(4 * k, tokens)
@@ -247,7 +133,7 @@ def test_the_loss_is_the_mean_of_what_is_left(
             "ref_per_token_logps": reference[rows],
             "num_items_in_batch": torch.tensor(len(rows) * tokens),
         }
-        trainer._kept = trl_trainer.drop_zero_spread(batch, k)
+        trainer._kept = trl_private.drop_zero_spread(batch, k)
         return float(trainer._compute_loss(trainer.model, batch))
 
     assert loss_of([0, 1, 2, 3]) == pytest.approx(loss_of([0, 2]), rel=1e-5)

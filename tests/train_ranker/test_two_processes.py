@@ -1,56 +1,17 @@
 """Two processes over gloo: comparison sets that span them, and runs that are killed for real and resumed."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from launcher import PATIENCE, finish, kill, launch, weights
 from vqr1_metric.train_ranker.reward import RankingReward
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
-#: Seconds; a run takes some 20 on an idle machine, on a busy one it took 300.
-PATIENCE = 1200
-
-
-def launch(*command: str | Path, processes: int = 2) -> subprocess.Popen:
-    """Start ``torchrun``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
-    return subprocess.Popen(
-        [*torchrun, *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to the launcher and its processes."""
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        os.kill(one.pid, signal.SIGKILL)
-    process.communicate()
-
-
-def finish(process: subprocess.Popen) -> None:
-    try:
-        output, _ = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        kill(process)  # or they go on after the test
-        raise
-    assert process.returncode == 0, output[-4000:]
 
 
 def train_command(rated: Path, model: Path, output: Path, *more: str) -> list[str | Path]:
@@ -78,10 +39,6 @@ def train_command(rated: Path, model: Path, output: Path, *more: str) -> list[st
         *more,
         *(part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")),
     ]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
 
 
 def test_rewards_over_both_processes_are_those_of_one(tmp_path: Path) -> None:

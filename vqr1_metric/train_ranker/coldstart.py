@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,11 @@ from torch import Tensor
 from vqr1_metric.backends.base import ModelError
 from vqr1_metric.functional.distribution import MAX_SCORE, MIN_SCORE
 from vqr1_metric.protocol import question, write_reply
+from vqr1_metric.ratings import RatingSet
 from vqr1_metric.train_ranker.base import TrainingRows
 from vqr1_metric.train_ranker.config import RankerConfig
 from vqr1_metric.train_ranker.policy import load_policy, lora_config
 from vqr1_metric.train_ranker.processor import RankerProcessor
-from vqr1_metric.train_ranker.ratings import RatingSet
 from vqr1_metric.train_ranker.sampler import ComparisonSampler
 
 #: Standard deviation of the noise on the taught scores, in score units.
@@ -66,7 +67,7 @@ def cold_start(config: RankerConfig, sets: Sequence[RatingSet], folder: Path) ->
     processor = RankerProcessor(
         loaded, training.pictures, loaded.pixel_config.with_limits(config.min_pixels, config.max_pixels)
     )
-    model = loaded.model
+    model: Any = loaded.model
     if config.lora_rank:
         from peft import get_peft_model
         from transformers import set_seed
@@ -89,7 +90,7 @@ def cold_start(config: RankerConfig, sets: Sequence[RatingSet], folder: Path) ->
             images = [training.rows[row]["image"] for row in rows]
             loss = reply_loss(model, processor, images, replies, config.thinking)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
             optimizer.step()
             step += 1
@@ -104,7 +105,7 @@ def cold_start(config: RankerConfig, sets: Sequence[RatingSet], folder: Path) ->
 
 
 def reply_loss(
-    model: torch.nn.Module, processor: RankerProcessor, images: Sequence[str], replies: Sequence[str], thinking: bool
+    model: Any, processor: RankerProcessor, images: Sequence[str], replies: Sequence[str], thinking: bool
 ) -> Tensor:
     """Mean cross entropy of the tokens of the replies and their end token."""
     prompts = [processor.apply_chat_template(_chat(image, thinking), add_generation_prompt=True) for image in images]
@@ -124,6 +125,6 @@ def reply_loss(
     return F.cross_entropy(logits[taught], tokens[taught])
 
 
-def _chat(image: str, thinking: bool) -> list[dict]:
+def _chat(image: str, thinking: bool) -> list[dict[str, Any]]:
     content = [{"type": "image", "image": image}, {"type": "text", "text": question(thinking)}]
     return [{"role": "user", "content": content}]

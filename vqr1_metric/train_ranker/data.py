@@ -1,44 +1,107 @@
-"""Readers: the authors' JSONL and label files, CSV with a header, pairs with votes, Hugging Face datasets.
-
-Formats, by what is in the file (the suffix ``.jsonl`` decides for JSONL, everything else is a table):
-
-- JSONL of the authors of VisualQuality-R1: ``{"dataset_name", "image": ["a.png"], "conversations": [..., {"from":
-  "gpt", "value": 4.63}]}``; one file may hold several data sets.
-- their label files, blank-separated: ``image mos``, ``image mos std``, ``reference image mos``, ``reference image mos
-  std``.
-- a table with a header: a picture and a score column, optionally ``reference`` and ``split``; commas, semicolons, tabs.
-- pairs: a header with ``a``, ``b``, ``votes_a`` and ``votes_b``.
-- ``hf:NAME`` or ``hf:NAME:SPLIT``, or a folder written by ``datasets.save_to_disk``: an image and a score column.
-
-Scores keep their own units. Higher is better except in the sets named in ``lower_is_better``. A column called ``dmos``
-says nothing by itself (that of KADID-10k is higher for better pictures), so such a set must be named in one of the two.
-"""
+"""What is trained and validated on: label files become two lists of sets, checked before any weights load."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
-from collections import defaultdict
+import hashlib
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vqr1_metric.images import SUFFIXES
-from vqr1_metric.train_ranker.ratings import DataError, Preference, RatedPicture, RatingSet, _raise, read_file
+from torch import Tensor
 
-#: Header names of a column, in order of preference; compared in lower case without blanks, "_" and "-".
-COLUMNS = {
-    "image": ("image", "imagename", "imgname", "img", "path", "filename", "file", "distimg", "name"),
-    "mos": ("mos", "dmos", "score", "rating", "quality", "label"),
-    "group": ("reference", "ref", "refimg", "refname", "scene"),
-    "split": ("split", "set"),
-}
-_PAIR_COLUMNS = ("a", "b", "votesa", "votesb")
-_SPLITS = {"training": "train", "validation": "val", "valid": "val"}
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+from vqr1_metric.images import ImageError, load_image
+from vqr1_metric.protocol import QUESTION
+from vqr1_metric.ratings import RatedImage, RatingError, RatingSet, read_ratings
+from vqr1_metric.ratings.sets import raise_problems
+from vqr1_metric.train_ranker.config import RankerConfig
+from vqr1_metric.train_ranker.distill import TaughtImage, read_teacher
+from vqr1_metric.train_ranker.scenes import Thumbnails, check_apart, scenes_of, thumbnail
+
+#: As version 0.1.0 called it.
+DataError = RatingError
+#: Fewer images than this give no rank correlation worth the name.
+MIN_VALIDATION = 4
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What opening an image shows: a hash of its file, and its thumbnail."""
+
+    digest: str
+    thumbnail: Tensor
+
+
+def prepare_data(
+    config: RankerConfig, processes: int = 1, open_pictures: bool = True, digests: dict[int, str] | None = None
+) -> tuple[list[RatingSet], list[RatingSet]]:
+    """Training and validation sets, read and checked.
+
+    Args:
+        config: the settings.
+        processes: of the launch.
+        open_pictures: open every image once (one process of a launch is enough, unless scenes are found by content).
+        digests: takes the hashes of the opened images' files, for :func:`content_digest`.
+
+    Raises:
+        RatingError: what was expected, what came, with file and line.
+    """
+    size = config.comparison_size(processes)
+    lower, higher = set(config.lower_is_better), set(config.higher_is_better)
+    sets = [*read_sets(config.data, config.images), *read_teacher(config.teacher, config.images)]
+    held_out = read_sets(config.validation, config.images)
+    told = direct([*sets, *held_out], lower, higher)
+    sets, held_out = told[: len(sets)], told[len(sets) :]
+    check_questions(told, config.objective)
+    fraction = 0.0 if config.validation else config.validation_fraction
+    looked: dict[int, Looked] = {}
+    by_content = [s for s in sets if fraction and scenes_of(s) is None and not _has_split(s)]
+    opened = told if open_pictures or config.teacher else by_content
+    if opened:
+        looked = look(opened, progress=sum(map(len, told)) > 500)
+    if digests is not None:
+        digests.update({key: found.digest for key, found in looked.items()})
+    thumbnails: Thumbnails = {key: found.thumbnail for key, found in looked.items()}
+    if config.validation:
+        training = [split_validation(s, 0.0)[0] for s in sets]
+    else:
+        check_sets(sets, size)
+        parts = [split_validation(s, fraction, config.seed, thumbnails) for s in sets]
+        training, held_out = [train for train, _ in parts], [val for _, val in parts]
+        if config.teacher:
+            training, held_out = one_side(training, held_out, looked)
+    check_sets(training, size)
+    check_validation(held_out)
+    if open_pictures:
+        check_copies(training, held_out, looked)
+        check_apart(training, held_out, thumbnails)
+    return training, held_out
+
+
+def one_side(
+    training: Sequence[RatingSet], held_out: Sequence[RatingSet], looked: dict[int, Looked]
+) -> tuple[list[RatingSet], list[RatingSet]]:
+    """The sets without a teacher's images that ratings have on the other side: each set was split by itself."""
+
+    def of(s: RatingSet) -> dict[str, str]:
+        return {image.name: looked[id(image)].digest for image in s.images}
+
+    def without(s: RatingSet, other: set[str]) -> RatingSet:
+        if not all(isinstance(image, TaughtImage) for image in s.images):
+            return s
+        return _subset(s, {name for name, digest in of(s).items() if digest not in other})
+
+    rated = [
+        {digest for s in sets if not any(isinstance(i, TaughtImage) for i in s.images) for digest in of(s).values()}
+        for sets in (training, held_out)
+    ]
+    return [without(s, rated[1]) for s in training], [without(s, rated[0]) for s in held_out]
+
+
+def read_sets(sources: Sequence[str | Path], images: Sequence[str | Path] = ()) -> list[RatingSet]:
+    """All data sets of several files, the direction of ``dmos`` columns open."""
+    return [s for source in sources for s in read_ratings(source, images, strict=True).by_dataset()]
 
 
 def read_data(
@@ -48,279 +111,191 @@ def read_data(
     higher_is_better: Iterable[str] = (),
 ) -> list[RatingSet]:
     """All data sets of several files, see :func:`read_sets` and :func:`direct`."""
-    return direct(read_sets(sources, images), set(lower_is_better), set(higher_is_better))
-
-
-def read_sets(sources: Sequence[str | Path], images: Sequence[str | Path] = ()) -> list[RatingSet]:
-    """All data sets of several files, the direction of ``dmos`` columns open.
-
-    Args:
-        sources: files, ``hf:`` names or ``save_to_disk`` folders. A set is called like its file without suffix, or as
-            the file says.
-        images: folders in which pictures are looked for, in this order, before the label file's own; a name is a path
-            below the folder or, where only one picture fits, a file name anywhere below it.
-
-    Raises:
-        DataError: what was expected, what came, in which file and line.
-    """
     if not sources:
-        raise DataError("Expected at least one file of ratings, but got none.")
-    folders = [_Folder(Path(folder)) for folder in images]
-    sets: list[RatingSet] = []
-    for source in sources:
-        text = str(source)
-        if text.startswith("hf:") or (Path(text) / "dataset_info.json").is_file():
-            sets += [_read_hub(text)]
-            continue
-        path = Path(text)
-        if not path.is_file():
-            raise DataError(f"Expected a file of ratings, but {text!r} is none.")
-        finder = _Finder([*folders, _Folder(path.parent)])
-        lines = _decode(path).splitlines()
-        sets += (
-            _read_jsonl(path, lines, finder) if path.suffix.lower() == ".jsonl" else [_read_table(path, lines, finder)]
-        )
-        _raise("Expected pictures that exist, but", finder.problems)
-    return sets
+        raise RatingError("Expected at least one file of ratings, but got none.")
+    return direct(read_sets(sources, images), set(lower_is_better), set(higher_is_better))
 
 
 def direct(sets: Sequence[RatingSet], lower: set[str], higher: set[str]) -> list[RatingSet]:
     """The sets with the direction of their scores settled.
 
     Args:
+        sets: as they were read.
         lower: names of the sets whose scores are better when lower.
         higher: names of the sets whose ``dmos`` is better when higher.
 
     Raises:
-        DataError: a name that is none of a set, or a ``dmos`` of unknown direction.
+        RatingError: a name that is none of a set, or a ``dmos`` of unknown direction.
     """
     unknown = (lower | higher) - {s.name for s in sets}
     if unknown or lower & higher:
-        raise DataError(
+        raise RatingError(
             f"Expected names of data sets ({', '.join(s.name for s in sets)}) in either lower_is_better or "
             f"higher_is_better, but got {sorted(unknown or lower & higher)[0]!r}."
         )
     for s in sets:
         if s.lower_is_better is None and s.name not in lower | higher:
-            raise DataError(
-                f"Expected to be told whether the dmos of {s.name!r} ({s.pictures[0].where}) is better when lower or "
+            raise RatingError(
+                f"Expected to be told whether the dmos of {s.name!r} ({s.images[0].where}) is better when lower or "
                 "higher, which differs between data sets: name it in lower_is_better (--dmos) or higher_is_better "
                 "(--mos)."
             )
     return [replace(s, lower_is_better=s.name in lower) for s in sets]
 
 
-class _Folder:
-    """A folder of pictures; its tree is walked only if a name is not a path below it."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_dir():
-            raise DataError(f"Expected a folder of pictures, but {str(path)!r} is none.")
-        self.path = path
-
-    @cached_property
-    def by_name(self) -> dict[str, list[Path]]:
-        found = defaultdict(list)
-        for file in sorted(self.path.rglob("*")):
-            if file.suffix.lower() in SUFFIXES:
-                found[file.name.lower()].append(file)
-        return found
-
-
-class _Finder:
-    """Finds pictures by name and remembers those it did not find."""
-
-    def __init__(self, folders: Sequence[_Folder]) -> None:
-        self.folders = folders
-        self.problems: list[str] = []
-
-    def find(self, name: str, where: str) -> Path:
-        name = name.replace("\\", "/")
-        for folder in self.folders:
-            if (folder.path / name).is_file():  # an absolute name stays itself
-                return folder.path / name
-        for folder in self.folders:
-            found = folder.by_name.get(Path(name).name.lower(), [])
-            if len(found) == 1:
-                return found[0]
-            if found:
-                self.problems.append(f"{where}: {name} could be {found[0]} or {found[1]}")
-                return found[0]
-        self.problems.append(f"{where}: there is no {name} in {', '.join(str(f.path) for f in self.folders)}")
-        return Path(name)
-
-
-def _decode(path: Path) -> str:
-    data = path.read_bytes()
-    if b"\0" in data[:4096]:
-        raise DataError(f"Expected a text file of ratings, but {str(path)!r} holds binary data.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
-
-
-def _picture(name: str, where: str, mos: float, finder: _Finder, group: str = "", split: str = "") -> RatedPicture:
-    path = finder.find(name, where)
-    split = _SPLITS.get(split.lower(), split.lower())
-    return RatedPicture(str(path), where, mos, read_file(path), group or str(path), split or None)
-
-
-def _number(text: str, where: str, what: str) -> float:
-    if not _NUMBER.fullmatch(text):
-        raise DataError(f"Expected a number as the {what} in {where}, but got {text!r}.")
-    return float(text)
-
-
-def _read_jsonl(path: Path, lines: Sequence[str], finder: _Finder) -> list[RatingSet]:
-    sets: dict[str, list[RatedPicture]] = defaultdict(list)
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-            image = row["image"][0] if isinstance(row["image"], list) else row["image"]
-            answer = next(turn["value"] for turn in row["conversations"] if turn["from"] == "gpt")
-        except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
-            raise DataError(
-                'Expected {"dataset_name", "image": [name], "conversations": [..., {"from": "gpt", "value": score}]} '
-                f"in {where}, but got {line[:80]!r} ({type(error).__name__}: {error})."
-            ) from None
-        mos = _number(str(answer), where, "score")
-        sets[str(row.get("dataset_name") or path.stem)].append(_picture(str(image), where, mos, finder))
-    if not sets:
-        raise DataError(f"Expected ratings in {str(path)!r}, but it is empty.")
-    return [RatingSet(name, tuple(pictures)) for name, pictures in sets.items()]
-
-
-def _read_table(path: Path, lines: Sequence[str], finder: _Finder) -> RatingSet:
-    rows = []  # (line number, cells)
-    delimiter = None
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if delimiter is None:
-            delimiter = next((d for d in "\t;," if d in line), " ")
-        cells = line.split() if delimiter == " " else next(csv.reader(io.StringIO(line), delimiter=delimiter))
-        cells = [cell.strip() for cell in cells]
-        # With semicolons between columns a comma is a decimal comma.
-        rows.append((number, [c.replace(",", ".") if delimiter == ";" and _is_number(c) else c for c in cells]))
-    if not rows:
-        raise DataError(f"Expected ratings in {str(path)!r}, but it is empty.")
-    header = [_key(cell) for cell in rows[0][1]]
-    if all(name in header for name in _PAIR_COLUMNS):
-        return _read_pairs(path, rows[1:], [header.index(name) for name in _PAIR_COLUMNS], len(header), finder)
-    columns = {
-        role: next(header.index(name) for name in names if name in header)
-        for role, names in COLUMNS.items()
-        if any(name in header for name in names)
-    }
-    if "image" in columns and "mos" in columns:
-        return _read_with_header(path, rows[1:], columns, header, finder)
-    if any(_is_number(cell) for cell in rows[0][1][1:]):
-        return _read_headless(path, rows, finder)
-    raise DataError(
-        f"Expected in {path}, line {rows[0][0]}, a header with a picture and a score column (image, mos), one with a, "
-        f"b, votes_a and votes_b, or a line 'image mos', but got {' '.join(rows[0][1])!r}."
-    )
-
-
-def _is_number(text: str) -> bool:
-    return bool(_NUMBER.fullmatch(text.replace(",", ".")))
-
-
-def _key(cell: str) -> str:
-    return re.sub(r"[\s_\-]+", "", cell.lower())
-
-
-def _read_with_header(path: Path, rows, columns: dict[str, int], header: list[str], finder: _Finder) -> RatingSet:
-    pictures = []
-    for number, cells in rows:
-        where = f"{path}, line {number}"
-        if len(cells) != len(header):
-            raise DataError(f"Expected {len(header)} columns in {where}, but got {len(cells)}.")
-        cell = {role: cells[column] for role, column in columns.items()}
-        if not cell["image"]:
-            raise DataError(f"Expected the name of a picture in {where}, but got none.")
-        mos = _number(cell["mos"], where, "score")
-        pictures.append(_picture(cell["image"], where, mos, finder, cell.get("group", ""), cell.get("split", "")))
-    return RatingSet(path.stem, tuple(pictures), lower_is_better=None if header[columns["mos"]] == "dmos" else False)
-
-
-def _read_headless(path: Path, rows, finder: _Finder) -> RatingSet:
-    pictures, first = [], rows[0][1]
-    names = 1 if _is_number(first[1]) else 2
-    for number, cells in rows:
-        where = f"{path}, line {number}"
-        if len(cells) != len(first) or len(cells) - names not in (1, 2):
-            raise DataError(
-                f"Expected 'image mos', 'image mos std', 'reference image mos' or 'reference image mos std', the same "
-                f"in every line, but {where} is {' '.join(cells)!r}."
+def check_questions(sets: Sequence[RatingSet], objective: str) -> None:
+    """Complain about a file's own question where only the built-in one can be asked."""
+    for image in (image for s in sets for image in s.images):
+        if image.question not in (None, "", QUESTION) and objective != "sampled":
+            raise RatingError(
+                f"Expected the built-in question with objective={objective!r}, whose answers are read in one pass, but "
+                f"{image.where} asks {image.question!r}. Use objective='sampled', or a file without questions."
             )
-        mos = _number(cells[names], where, "score")
-        pictures.append(_picture(cells[names - 1], where, mos, finder, cells[0] if names == 2 else ""))
-    return RatingSet(path.stem, tuple(pictures))
 
 
-def _read_pairs(path: Path, rows, columns: list[int], width: int, finder: _Finder) -> RatingSet:
-    pictures: list[RatedPicture] = []
-    index: dict[str, int] = {}
-    preferences = []
-    for number, cells in rows:
-        where = f"{path}, line {number}"
-        if len(cells) != width:
-            raise DataError(f"Expected {width} columns in {where}, but got {len(cells)}.")
-        a, b, votes_a, votes_b = (cells[column] for column in columns)
-        for name in (a, b):
-            if name not in index:
-                index[name] = len(pictures)
-                pictures.append(_picture(name, where, float("nan"), finder))
-        won, lost = _number(votes_a, where, "votes for a"), _number(votes_b, where, "votes for b")
-        if won < 0 or lost < 0 or won + lost == 0 or a == b:
-            raise DataError(f"Expected two pictures and at least one vote in {where}, but got {' '.join(cells)!r}.")
-        preferences.append(Preference(index[a], index[b], won / (won + lost), where))
-    if not preferences:
-        raise DataError(f"Expected pairs in {str(path)!r}, but there are none.")
-    return RatingSet(path.stem, tuple(pictures), preferences=tuple(preferences))
+def check_sets(sets: Sequence[RatingSet], images_per_comparison: int) -> None:
+    """Complain about scores that cannot be learnt from; no image is opened.
+
+    Raises:
+        RatingError: one score for all, or fewer images than a comparison set holds.
+    """
+    names = [s.name for s in sets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RatingError(f"Expected data sets of different names, but {twice[0]!r} was given twice.")
+    for s in sets:
+        if s.preferences:
+            if images_per_comparison % 2:
+                raise RatingError(
+                    f"Expected an even images_per_comparison for the preferences of {s.name!r}, which come in pairs, "
+                    f"but got {images_per_comparison}."
+                )
+            units, of_what = 2 * len(s.preferences), "pictures in its pairs"
+        else:
+            units, of_what = len(s), "pictures"
+        if units < images_per_comparison:
+            raise RatingError(
+                f"Expected at least {images_per_comparison} {of_what} in data set {s.name!r} (a comparison set), but "
+                f"got {units}. Add pictures or lower images_per_comparison."
+            )
+        values = {p.share for p in s.preferences} if s.preferences else set(s.quality)
+        if len(values) == 1 and (not s.preferences or values == {0.5}):
+            raise RatingError(
+                f"Expected scores that differ in data set {s.name!r}, but all {len(s)} are {values.pop():g} "
+                f"({s.images[0].where} and the following lines): there is no order to learn."
+            )
 
 
-def _read_hub(source: str) -> RatingSet:
-    """A Hugging Face dataset; the files of its pictures are read as they are, when they are needed."""
-    try:
-        import datasets
-    except ImportError:
-        raise DataError("Expected the datasets library for this source: pip install 'vqr1-metric[train]'.") from None
-    if source.startswith("hf:"):
-        name, _, split = source.removeprefix("hf:").partition(":")
-        data = datasets.load_dataset(name, split=split or "train")
+def _has_split(s: RatingSet) -> bool:
+    return any(image.split == "val" for image in s.images)
+
+
+def split_validation(
+    s: RatingSet, fraction: float, seed: int = 0, thumbnails: Thumbnails | None = None
+) -> tuple[RatingSet, RatingSet]:
+    """Training and validation images of a set.
+
+    The labels' own split counts where it names validation images (rows marked ``test`` are used for nothing). Otherwise
+    a fraction is held out, whole scenes at a time (:func:`~vqr1_metric.train_ranker.scenes.scenes_of`), picked by a
+    hash of their name and the seed, so that the choice does not depend on order. Of preferences whole pairs are held
+    out; pairs that would straddle are left out, and images without one.
+
+    Returns:
+        Two sets of the same name; the second may be empty.
+    """
+    usable = {image.name: image for image in s.images if image.split != "test"}
+    if _has_split(s):
+        held_out = {name for name, image in usable.items() if image.split == "val"}
     else:
-        name, data = source, datasets.load_from_disk(source)
-    if not isinstance(data, datasets.Dataset):
-        raise DataError(f"Expected one split of {source!r}, but got several ({', '.join(data)}): write hf:NAME:SPLIT.")
-    image = next((column for column, kind in data.features.items() if isinstance(kind, datasets.Image)), None)
-    keys = {_key(column): column for column in data.column_names}
-    found = {role: next((keys[n] for n in names if n in keys), None) for role, names in COLUMNS.items()}
-    if image is None or found["mos"] is None:
-        raise DataError(
-            f"Expected an image column and a score column (mos) in {source!r}, but got {', '.join(data.column_names)}."
-        )
-    data = data.cast_column(image, datasets.Image(decode=False))
-    labels = data.select_columns([c for c in {found["mos"], found["group"], found["split"]} if c])
-    short, pictures = Path(name).name, []
-    for row, cells in enumerate(labels):
-        where = f"{source}, row {row}"
-        group = str(cells[found["group"]]) if found["group"] else f"{short}#{row}"
-        split = str(cells[found["split"]]).lower() if found["split"] else ""
-        mos = _number(str(cells[found["mos"]]), where, "score")
-        read = _row_reader(data, row, image)
-        pictures.append(RatedPicture(f"{short}#{row}", where, mos, read, group, _SPLITS.get(split, split) or None))
-    return RatingSet(short, tuple(pictures), lower_is_better=None if _key(found["mos"]) == "dmos" else False)
+        scenes = scenes_of(s, thumbnails or {}) or [image.name for image in s.images]
+        scene = dict(zip((image.name for image in s.images), scenes, strict=True))
+        together: set[tuple[str, ...]] = {(scene[name],) for name in usable}
+        if s.preferences:
+            together = {tuple(sorted((scene[p.a], scene[p.b]))) for p in s.preferences if {p.a, p.b} <= usable.keys()}
+        wanted, held_out = round(fraction * len(usable)), set()
+        by_scene: dict[str, set[str]] = {}
+        for name in usable:
+            by_scene.setdefault(scene[name], set()).add(name)
+        for names in sorted(
+            together, key=lambda names: hashlib.sha256(f"{seed}:{s.name}:{':'.join(names)}".encode()).digest()
+        ):
+            if len(held_out) >= wanted:
+                break
+            held_out |= {image for name in names for image in by_scene[name]}
+    return _subset(s, usable.keys() - held_out), _subset(s, usable.keys() & held_out)
 
 
-def _row_reader(data, row: int, column: str):
-    def read() -> bytes:
-        cell = data[row][column]
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+def _subset(s: RatingSet, names: set[str]) -> RatingSet:
+    pairs = tuple(p for p in s.preferences if {p.a, p.b} <= names)
+    if s.preferences:  # an image without a pair has nothing to say
+        names = {name for p in pairs for name in (p.a, p.b)}
+    return replace(s, images=tuple(image for image in s.images if image.name in names), preferences=pairs)
 
-    return read
+
+def check_validation(sets: Sequence[RatingSet]) -> None:
+    """Complain about validation sets that give no correlation; empty ones are fine."""
+    for s in sets:
+        if s.preferences or not s.images:
+            continue
+        if len(s) < MIN_VALIDATION or len(set(s.quality)) == 1:
+            raise RatingError(
+                f"Expected at least {MIN_VALIDATION} validation pictures of different scores in data set {s.name!r}, "
+                f"but got {len(s)}. Raise validation_fraction, or set it to 0 to train without validation."
+            )
+
+
+def look(sets: Sequence[RatingSet], progress: bool = True) -> dict[int, Looked]:
+    """Open every image once, as training will; the key is the image's ``id``.
+
+    Raises:
+        RatingError: lists the unreadable images with file and line.
+    """
+    from tqdm import tqdm
+
+    images = [image for s in sets for image in s.images]
+
+    def one(image: RatedImage) -> str | Looked:
+        try:
+            data = image.read()
+            return Looked(hashlib.sha256(data).hexdigest(), thumbnail(load_image(data, image.name)))
+        except (ImageError, OSError) as error:
+            return f"{image.where}: {error}"
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = list(tqdm(pool.map(one, images), total=len(images), desc="checking pictures", disable=not progress))
+    raise_problems("readable pictures", [result for result in results if isinstance(result, str)])
+    return {id(image): found for image, found in zip(images, results, strict=True) if isinstance(found, Looked)}
+
+
+def check_copies(train: Sequence[RatingSet], validation: Sequence[RatingSet], looked: dict[int, Looked]) -> None:
+    """Complain about one file, under any two names, in training and validation."""
+    trained = {looked[id(image)].digest: image for s in train for image in s.images}
+    shared = []
+    for image in (image for s in validation for image in s.images):
+        other = trained.get(looked[id(image)].digest)
+        if other is not None:
+            shared.append(f"{image.where}: {image.name} is the same picture as {other.name} ({other.where})")
+    raise_problems("no picture in both training and validation", shared)
+
+
+def content_digest(sets: Sequence[RatingSet], digests: dict[int, str] | None = None) -> str:
+    """A hash of what is learnt from sets: scores, votes, questions and files, wherever these are."""
+    digest = hashlib.sha256()
+    for s in sets:
+        digest.update(f"{s.name}:{len(s)}:{[(p.a, p.b, p.share) for p in s.preferences]}".encode())
+        quality = [float("nan")] * len(s) if s.preferences else s.quality
+        for image, value in zip(s.images, quality, strict=True):
+            file = digests[id(image)] if digests else hashlib.sha256(image.read()).hexdigest()
+            taught = getattr(image, "distribution", None)
+            digest.update(f"{value!r}:{image.question}:{file}:{'' if taught is None else taught.tolist()};".encode())
+    return digest.hexdigest()
+
+
+def summary(train: Sequence[RatingSet], validation: Sequence[RatingSet]) -> list[str]:
+    """What is trained on, one line for each set."""
+    held_out = {s.name: len(s) for s in validation}
+    lines = []
+    for s in train:
+        told = f"{len(s.preferences)} preferences of {len(s)} pictures" if s.preferences else f"{len(s)} pictures"
+        lines.append(f"{s.name}: {told} to train on, {held_out.pop(s.name, 0)} to validate on")
+    return [*lines, *(f"{name}: {count} pictures to validate on" for name, count in held_out.items())]

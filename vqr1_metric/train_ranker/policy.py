@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 from vqr1_metric.backends.base import ModelError
@@ -31,11 +31,12 @@ def load_policy(config: RankerConfig) -> LoadedModel:
             "train with merge=True, or PeftModel.merge_and_unload."
         )
     loaded = load_model(spec)
+    model: Any = loaded.model
     if not config.lora_rank:
-        loaded.model.requires_grad_(True)
+        model.requires_grad_(True)
     if config.freeze_vision:
-        loaded.model.model.visual.requires_grad_(False)
-    loaded.model.train()
+        model.model.visual.requires_grad_(False)
+    model.train()
     return loaded
 
 
@@ -44,7 +45,7 @@ def default_dtype(config: RankerConfig, device: str) -> str:
     return "bfloat16" if config.lora_rank and device != "cpu" else "float32"
 
 
-def lora_config(config: RankerConfig):
+def lora_config(config: RankerConfig) -> Any:
     """PEFT's settings: every linear layer but the head, the vision tower too unless it is frozen."""
     from peft import LoraConfig
 
@@ -59,12 +60,12 @@ def lora_config(config: RankerConfig):
     )
 
 
-def base_model(model: torch.nn.Module) -> torch.nn.Module:
+def base_model(model: Any) -> Any:
     """The Qwen-VL model, inside PEFT's wrapper or not."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def load_checkpoint(model: torch.nn.Module, folder: str | Path) -> None:
+def load_checkpoint(model: Any, folder: str | Path) -> None:
     """Load a checkpoint's weights into a model in place; every tensor must be there and none may be left over.
 
     transformers' own resuming goes by the names in the file with ``strict=False``, and those are not the model's for
@@ -86,7 +87,6 @@ def load_checkpoint(model: torch.nn.Module, folder: str | Path) -> None:
         dtype=model.dtype,
         use_safetensors=True,
         output_loading_info=True,
-        attn_implementation=model.config._attn_implementation,
     )
     _check_names(folder, set(info["missing_keys"]), set(info["unexpected_keys"]))
     model.load_state_dict(fresh.state_dict(), strict=True)

@@ -11,15 +11,17 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
 from vqr1_metric.backends.loading import LoadedModel
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
 from vqr1_metric.images import load_image
-from vqr1_metric.train_ranker.ratings import RatedPicture
+from vqr1_metric.ratings import RatedImage
 
 _PROCESSORS = {
     "qwen2_vl": ("Qwen2VLImageProcessor", "Qwen2VLProcessor"),
@@ -42,17 +44,18 @@ class RankerProcessor(ProcessorMixin):
     def __init__(
         self,
         loaded: LoadedModel,
-        pictures: Sequence[RatedPicture],
+        pictures: Sequence[RatedImage],
         pixel_config: PixelConfig | None = None,
         cache_size: int = 16,
     ) -> None:
         # ProcessorMixin.__init__ asks for image and video processors; what TRL calls of it is defined below.
-        self.tokenizer = loaded.tokenizer
-        self.chat_template = loaded.chat_template
+        self.tokenizer: Any = loaded.tokenizer
+        self.chat_template: Any = loaded.chat_template
         self.pixel_config = pixel_config or loaded.pixel_config
         self.pictures = pictures
-        self.image_token_id = loaded.model.config.image_token_id
-        self.model_type = loaded.model.config.model_type
+        config: Any = loaded.model.config
+        self.image_token_id: int = config.image_token_id
+        self.model_type: str = config.model_type
         self.decoded = 0
         self._cache: OrderedDict[str, tuple[Tensor, tuple[int, int, int]]] = OrderedDict()
         self._cache_size = cache_size
@@ -61,6 +64,13 @@ class RankerProcessor(ProcessorMixin):
         """The picture of an index, uint8 ``(3, H, W)``."""
         picture = self.pictures[int(image)]
         return load_image(picture.read(), picture.name)
+
+    def pil_image(self, image: str) -> Image.Image:
+        """The picture of an index at the size that the model sees, for engines that prepare pictures themselves."""
+        pixels = self.pixels(image)
+        height, width = self.pixel_config.target_size(*pixels.shape[-2:])
+        whole = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        return whole.resize((width, height), Image.Resampling.BICUBIC)
 
     def patches(self, image: str) -> tuple[Tensor, tuple[int, int, int]]:
         """Patches and grid of the picture of an index; the last ``cache_size`` are kept."""
@@ -73,17 +83,17 @@ class RankerProcessor(ProcessorMixin):
                 self._cache.popitem(last=False)
         return self._cache[image]
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]  # the arguments that TRL gives
         self,
-        conversation,
-        chat_template=None,
-        tools=None,
-        add_generation_prompt=False,
-        continue_final_message=False,
-        tokenize=False,
-        return_dict=False,
-        **kwargs,
-    ):
+        conversation: Any,
+        chat_template: str | None = None,
+        tools: Any = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Texts of one chat or several; with ``tokenize`` model inputs, not padded."""
         single = isinstance(conversation[0], dict)
         chats = [conversation] if single else conversation
@@ -107,7 +117,14 @@ class RankerProcessor(ProcessorMixin):
         ]
         return self(images=images, text=texts)
 
-    def __call__(self, images=None, text=None, padding=False, return_tensors=None, **_):
+    def __call__(  # type: ignore[override]
+        self,
+        images: Sequence[Sequence[str]] = (),
+        text: Sequence[str] = (),
+        padding: bool = False,
+        return_tensors: str | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
         """Model inputs of texts with one placeholder for each picture.
 
         Lists of token ids, or with ``padding`` left-padded tensors; pixels and grids are tensors.
@@ -120,14 +137,14 @@ class RankerProcessor(ProcessorMixin):
             for token in self.tokenizer.encode(one, add_special_tokens=False):
                 copies = 1
                 if token == self.image_token_id:
-                    _, height, width = next(grids)
-                    copies = height * width // self.pixel_config.merge_size**2
+                    _, rows_, columns = next(grids)
+                    copies = rows_ * columns // self.pixel_config.merge_size**2
                 row += [token] * copies
             rows.append(row)
         width = max(map(len, rows)) if padding else 0
         pads = [max(0, width - len(row)) for row in rows]
         pad_token = self.tokenizer.pad_token_id
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": [[pad_token] * pad + row for pad, row in zip(pads, rows, strict=True)],
             "attention_mask": [[0] * pad + [1] * len(row) for pad, row in zip(pads, rows, strict=True)],
             # Without it the model numbers the visual tokens as if they were text.
@@ -143,15 +160,15 @@ class RankerProcessor(ProcessorMixin):
         inputs["image_grid_thw"] = torch.tensor([grid for _, grid in flat])
         return inputs
 
-    def batch_decode(self, *args, **kwargs) -> list[str]:
+    def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
         """As the tokenizer does."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
-    def decode(self, *args, **kwargs) -> str:
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
         """As the tokenizer does."""
         return self.tokenizer.decode(*args, **kwargs)
 
-    def save_pretrained(self, save_directory, **_) -> list[str]:
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> list[str]:  # type: ignore[override]
         """Write the tokenizer, ``preprocessor_config.json`` and ``chat_template.jinja``, as released models do."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)

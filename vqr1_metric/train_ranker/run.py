@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import sys
-from collections.abc import Sequence
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vqr1_metric.train_ranker.config import ConfigError, RankerConfig
-from vqr1_metric.train_ranker.data import direct, read_sets
-from vqr1_metric.train_ranker.ratings import (
-    RatingSet,
-    check_pictures,
-    check_sets,
-    check_validation,
-    split_validation,
-)
+from vqr1_metric.ratings import RatingSet
+from vqr1_metric.train_ranker.checks import ConfigError
+from vqr1_metric.train_ranker.config import RankerConfig
+from vqr1_metric.train_ranker.data import content_digest, prepare_data
+from vqr1_metric.train_ranker.resume import check_output, last_checkpoint, read_record, write_record
 
-#: Written last of a checkpoint; without it the checkpoint was cut off.
-_COMPLETE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+if TYPE_CHECKING:
+    from vqr1_metric.train_ranker.exact import ExactRankerTrainer
+    from vqr1_metric.train_ranker.trainer import RankerTrainer
+
+    Trainer = RankerTrainer | ExactRankerTrainer
+
+__all__ = ["Stopped", "build_trainer", "last_checkpoint", "prepare_data", "train"]
 
 
-def train(config: RankerConfig, resume: bool = False, callbacks: Sequence[Any] = ()) -> Path:
+class Stopped(Exception):
+    """A signal ended a run; the message says how to go on.
+
+    Args:
+        number: of the signal; None on a process that another one told.
+    """
+
+    def __init__(self, number: int | None, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def train(
+    config: RankerConfig,
+    resume: bool = False,
+    callbacks: Sequence[Any] = (),
+    reward_funcs: Sequence[Callable[..., Any]] = (),
+    tell: Callable[[str], object] = print,
+) -> Path:
     """Train a ranker and write it to ``config.output_dir``, where ``VisualQualityR1Score(model=...)`` finds it.
 
     Everything that can be wrong with settings and data is found before any weights load. Under torchrun or accelerate
@@ -33,46 +51,129 @@ def train(config: RankerConfig, resume: bool = False, callbacks: Sequence[Any] =
 
     Args:
         config: the settings.
-        resume: continue the run in ``output_dir`` from its last complete checkpoint; nothing may have changed that
-            decides the result. The continued run equals the uninterrupted one bit by bit (on one machine, with
-            deterministic kernels).
+        resume: continue the run in ``output_dir`` from its last whole checkpoint; nothing may have changed that decides
+            the result. The continued run equals the uninterrupted one bit by bit (on one machine, with deterministic
+            kernels, and the same micro batch).
         callbacks: further ``transformers.TrainerCallback``.
+        reward_funcs: further rewards, see :class:`~vqr1_metric.train_ranker.trainer.RankerTrainer`.
+        tell: takes lines for the user, on the main process.
 
     Returns:
-        The folder of the trained model.
+        The folder of the trained model; that of the best checkpoint is ``best`` below it, where it is not the last.
+
+    Raises:
+        ConfigError, RatingError: settings or data that cannot be trained on.
+        TrainingError: a run that is broken or learns nothing.
+        Stopped: SIGTERM or SIGINT came; a checkpoint was written.
     """
     processes, main = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)) == 0
     config.check(processes)
     output = Path(config.output_dir)
-    training, validation = prepare_data(config, processes, open_pictures=main)
-    fingerprint = _fingerprint([*training, *validation])
-    checkpoint = _check_output(output, config, fingerprint, resume)
-    trainer = build_trainer(_after_cold_start(config, training, output, resume), training, validation, callbacks)
+    digests: dict[int, str] = {}
+    training, validation = prepare_data(config, processes, open_pictures=main, digests=digests)
+    arguments_of(config, validation, len(reward_funcs))
+    record = None
+    if main:
+        record = {"data": content_digest([*training, *validation], digests), "processes": processes}
+    checkpoint = check_output(output, config, record, resume)
+    config_used = _after_cold_start(config, training, output, resume)
+    trainer = build_trainer(config_used, training, validation, callbacks, reward_funcs)
     trainer.start_model = config.model
-    if any(len(s) for s in validation):
+    if checkpoint is None:
+        trainer.check_start()
+    _check_model(output, trainer, resume)
+    validated = any(len(s) for s in validation)
+    say: Callable[[str], object] = tell if main else (lambda line: None)
+    if validated:
         # The start model's figures, to see what training gains.
-        trainer.start_figures = _start_figures(output) if checkpoint else trainer.evaluate()
+        trainer.start_figures = read_record(output)["start"] if checkpoint else trainer.evaluate()
+        trainer.take_start(trainer.start_figures or {})
+        say(f"validation of the start model: {figures_text(trainer.start_figures or {})}")
     trainer.accelerator.wait_for_everyone()  # the others have looked at the folder
-    if main and checkpoint is None:
+    if main:
         config.save(output)
-        told = {"data": fingerprint, "start": trainer.start_figures}
-        (output / "data.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if any(len(s) for s in validation) and not _just_validated(trainer):
+        if record is not None and checkpoint is None:
+            write_record(output, **record, model=trainer.loaded.revision, start=trainer.start_figures)
+    _train(trainer, checkpoint, output)
+    trainer.check_end()
+    if validated and not _just_validated(trainer):
         trainer.evaluate()
     save_result(trainer, output)
-    if trainer.collapse.message and main:
-        print(f"vqr1: {trainer.collapse.message}", file=sys.stderr)
+    best = _write_best(trainer, output)
+    if main:
+        for line in _ending(trainer, output, best):
+            say(line)
+        if config.push_to_hub:
+            say(f"uploaded to {_push(config.push_to_hub, output)}")
     return output
 
 
-def build_trainer(config: RankerConfig, training, validation, callbacks: Sequence[Any] = ()):
+def build_trainer(
+    config: RankerConfig,
+    training: Sequence[RatingSet],
+    validation: Sequence[RatingSet] = (),
+    callbacks: Sequence[Any] = (),
+    reward_funcs: Sequence[Callable[..., Any]] = (),
+) -> Trainer:
     """The trainer of the objective, with its model loaded."""
     if config.objective == "sampled":
-        from vqr1_metric.train_ranker.trainer import RankerTrainer as Trainer
-    else:
-        from vqr1_metric.train_ranker.exact import ExactRankerTrainer as Trainer
-    return Trainer(config, training, validation, callbacks=callbacks)
+        from vqr1_metric.train_ranker.trainer import RankerTrainer
+
+        return RankerTrainer(None, config, training, validation, reward_funcs, callbacks=callbacks)
+    if reward_funcs:
+        raise ConfigError(f"Expected no further rewards with objective={config.objective!r}: there are no replies.")
+    from vqr1_metric.train_ranker.exact import ExactRankerTrainer
+
+    return ExactRankerTrainer(None, config, training, validation, callbacks=callbacks)
+
+
+def arguments_of(config: RankerConfig, validation: Sequence[RatingSet] = (), further: int = 0) -> Any:
+    """The arguments that the trainer will have; what they complain about is found before any weights load."""
+    if config.objective == "sampled":
+        from vqr1_metric.train_ranker.trainer import find_function, grpo_config
+
+        for name in config.rewards:
+            find_function(name)
+        return grpo_config(config, validation, further + len(config.rewards))
+    from vqr1_metric.train_ranker.exact import exact_arguments
+
+    return exact_arguments(config, validation)
+
+
+def _train(trainer: Trainer, checkpoint: Path | None, output: Path) -> None:
+    """Train to the end, or to a signal."""
+    import torch
+
+    from vqr1_metric.train_ranker.callbacks import SignalStop
+
+    def any_process(mine: bool) -> bool:
+        if trainer.args.world_size == 1:
+            return mine
+        flag = torch.tensor([mine], dtype=torch.float32, device=trainer.args.device)
+        return bool(trainer.accelerator.gather(flag).any())
+
+    with SignalStop(any_process, trainer.ranker.num_iterations) as signals:
+        trainer.add_callback(signals)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if signals.stopped and trainer.state.global_step < trainer.state.max_steps:
+        name = "a signal of another process" if signals.received is None else signal.Signals(signals.received).name
+        raise Stopped(
+            signals.received,
+            f"{name}: stopped after step {trainer.state.global_step}, with a checkpoint; it goes on with --resume -o "
+            f"{output}",
+        )
+
+
+def _check_model(output: Path, trainer: Trainer, resume: bool) -> None:
+    """Complain about a run that goes on from another start model."""
+    if not resume or not (output / "data.json").is_file():
+        return
+    then = read_record(output).get("model")
+    if then not in (None, trainer.loaded.revision):
+        raise ConfigError(
+            f"Expected the start model of the run in {output} ({then}), but {trainer.ranker.model} is another one "
+            f"({trainer.loaded.revision})."
+        )
 
 
 def _after_cold_start(config: RankerConfig, training: Sequence[RatingSet], output: Path, resume: bool) -> RankerConfig:
@@ -87,50 +188,15 @@ def _after_cold_start(config: RankerConfig, training: Sequence[RatingSet], outpu
     return replace(config, model=str(folder), revision=None)
 
 
-def prepare_data(
-    config: RankerConfig, processes: int = 1, open_pictures: bool = True
-) -> tuple[list[RatingSet], list[RatingSet]]:
-    """Training and validation sets, read and checked.
-
-    Args:
-        open_pictures: open every picture once (one process of a launch is enough).
-    """
-    size = config.comparison_size(processes)
-    sets = read_sets(config.data, config.images)
-    held_out = read_sets(config.validation, config.images) if config.validation else []
-    told = direct([*sets, *held_out], set(config.lower_is_better), set(config.higher_is_better))
-    sets, held_out = told[: len(sets)], told[len(sets) :]
-    if config.validation:
-        training = [split_validation(s, 0.0)[0] for s in sets]
-    else:
-        check_sets(sets, size)
-        training, held_out = zip(
-            *(split_validation(s, config.validation_fraction, config.seed) for s in sets), strict=True
-        )
-    training, held_out = list(training), list(held_out)
-    check_sets(training, size)
-    check_validation(held_out)
-    if open_pictures:
-        check_pictures(training, held_out, progress=sum(map(len, training)) > 500)
-    return training, held_out
-
-
-def save_result(trainer, output: Path) -> None:
+def save_result(trainer: Trainer, output: Path) -> None:
     """Write the trained model: all weights, merged ones of a LoRA run unless ``merge=False``, tokenizer, model card."""
     from vqr1_metric.train_ranker.card import write_card
 
     config = trainer.ranker
     if config.lora_rank and config.merge:
-        adapter = output / "adapter"
-        trainer.save_model(str(adapter))
+        trainer.save_model(str(output / "adapter"))
         if trainer.is_world_process_zero():
-            from vqr1_metric.backends.loading import ModelSpec, load_model
-
-            dtype = config.dtype or ("float32" if trainer.args.device.type == "cpu" else "bfloat16")
-            # From the adapter's own base, unquantised: weights of 4 bits cannot take up the adapter without loss.
-            merged = load_model(ModelSpec(str(adapter), dtype=dtype, device="cpu")).model
-            merged.save_pretrained(output)
-            trainer.processing_class.save_pretrained(output)
+            _merge(trainer, output / "adapter", output)
     else:
         trainer.save_model(str(output))
     if trainer.is_world_process_zero():
@@ -139,57 +205,89 @@ def save_result(trainer, output: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _just_validated(trainer) -> bool:
+def _merge(trainer: Trainer, adapter: Path, folder: Path) -> None:
+    """Write the adapter merged into its base, unquantised: weights of 4 bits cannot take it up without loss."""
+    from vqr1_metric.backends.loading import ModelSpec, load_model
+
+    dtype = trainer.ranker.dtype or ("float32" if trainer.args.device.type == "cpu" else "bfloat16")
+    merged: Any = load_model(ModelSpec(str(adapter), dtype=dtype, device="cpu")).model
+    merged.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+
+
+#: Files of a checkpoint that are not the model's.
+_OF_TRAINING = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "files.json", "scaler")
+
+
+def _write_best(trainer: Trainer, output: Path) -> int | None:
+    """Copy the model of the best checkpoint to ``best``; its step, None where the last is the best or none is known."""
+    from vqr1_metric.train_ranker.card import write_card
+
+    step, config = trainer.state.best_global_step, trainer.ranker
+    source, target = output / f"checkpoint-{step}", output / "best"
+    if not config.keep_best or not step or step == trainer.state.global_step or not source.is_dir():
+        return None
+    if trainer.is_world_process_zero():
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        if config.lora_rank and config.merge:
+            _merge(trainer, source, target)
+        else:
+            for path in source.iterdir():
+                if path.is_file() and not path.name.startswith(_OF_TRAINING):
+                    shutil.copy2(path, target)
+        history = [entry for entry in trainer.history if entry.get("step", 0) <= step]
+        write_card(target, config, trainer.card_facts, history)
+    trainer.accelerator.wait_for_everyone()
+    return int(step)
+
+
+def _ending(trainer: Trainer, output: Path, best: int | None) -> list[str]:
+    """Before and after, and which model is where."""
+    from vqr1_metric.train_ranker.callbacks import main_figure
+
+    validated = [entry for entry in trainer.state.log_history if main_figure(entry, "eval_") is not None]
+    if not validated:
+        return [f"the last model (step {trainer.state.global_step}) is in {output}; nothing was validated"]
+    start, last = main_figure(trainer.start_figures or {}, "eval_"), main_figure(validated[-1], "eval_")
+    lines = [
+        f"validation at the end: {figures_text(validated[-1])}",
+        f"{start or 0:.3f} at the start, {last or 0:.3f} at the end (step {trainer.state.global_step}), in {output}",
+    ]
+    if best is not None:
+        lines.append(f"{trainer.state.best_metric:.3f} at step {best}, the best, in {output / 'best'}")
+    top = trainer.state.best_metric if trainer.state.best_metric is not None else last
+    if start is not None and top is not None and not top > start:
+        lines.append("no step was better than the start model")
+    return lines
+
+
+def figures_text(figures: Mapping[str, float]) -> str:
+    """Validation figures in a line: ``SRCC koniq 0.812, SRCC spaq 0.790``."""
+    kinds = {"eval_srcc_": "SRCC", "eval_pairs_": "pairs"}
+    told = [
+        f"{kind} {name.removeprefix(prefix)} {value:.3f}"
+        for name, value in figures.items()
+        for prefix, kind in kinds.items()
+        if name.startswith(prefix)
+    ]
+    return ", ".join(told) or "none"
+
+
+def _push(repository: str, folder: Path) -> str:
+    """Upload the finished model, without checkpoints, to the Hub."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(repository, exist_ok=True, private=True)
+    api.upload_folder(
+        repo_id=repository, folder_path=folder, ignore_patterns=["checkpoint-*", "logs/*", "cold-start/*", "data.json"]
+    )
+    return str(url)
+
+
+def _just_validated(trainer: Trainer) -> bool:
     return any(
         entry.get("step") == trainer.state.global_step and any(name.startswith("eval_") for name in entry)
         for entry in trainer.state.log_history
     )
-
-
-def _start_figures(output: Path) -> dict[str, float] | None:
-    return json.loads((output / "data.json").read_text(encoding="utf-8"))["start"]
-
-
-def _fingerprint(sets: Sequence[RatingSet]) -> str:
-    digest = hashlib.sha256()
-    for s in sets:
-        digest.update(f"{s.name}:{len(s)}:{[p.share for p in s.preferences]}".encode())
-        for picture, quality in zip(s.pictures, s.quality, strict=True):
-            digest.update(f"{Path(picture.name).name}:{quality!r};".encode())
-    return digest.hexdigest()
-
-
-def _check_output(output: Path, config: RankerConfig, fingerprint: str, resume: bool) -> Path | None:
-    """The checkpoint to continue from; an error where results are in the way or the run to continue is another one."""
-    started = (output / "ranker.json").is_file()
-    if not resume:
-        if started or (output / "config.json").is_file():
-            raise ConfigError(
-                f"Expected an output folder without a run in it, but {output} holds one: resume it (--resume), or "
-                "choose another folder."
-            )
-        return None
-    if not started:
-        raise ConfigError(f"Expected a run to resume in {output}, but it has no ranker.json.")
-    different = config.differences(RankerConfig.load(output))
-    if different:
-        name, (now, then) = next(iter(different.items()))
-        raise ConfigError(
-            f"Expected the settings of the run in {output}, but {name} is {now!r} and was {then!r}"
-            + (f" ({len(different) - 1} more differ)" if len(different) > 1 else "")
-            + ". A resumed run must be the same run; to train further otherwise, start a new one from its model."
-        )
-    data = output / "data.json"
-    if data.is_file() and json.loads(data.read_text(encoding="utf-8"))["data"] != fingerprint:
-        raise ConfigError(f"Expected the data of the run in {output}, but pictures or scores have changed since.")
-    return last_checkpoint(output)
-
-
-def last_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, None if there is none."""
-    found = [p for p in output.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    for folder in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
-        sharded = any(folder.glob("global_step*")) or any(folder.glob("optimizer_*"))  # DeepSpeed, FSDP
-        if all((folder / name).is_file() for name in (_COMPLETE[:1] if sharded else _COMPLETE)):
-            return folder
-    return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch.utils.data import Sampler
 
-Mixing = Literal["proportional", "uniform"]
+Mixing = Literal["proportional", "authors", "uniform"]
 
 
 class ComparisonSampler(Sampler[int]):
@@ -23,8 +23,10 @@ class ComparisonSampler(Sampler[int]):
         sets_per_batch: comparison sets of one generation batch, over all processes; an epoch ends with a full batch.
         repeats: how often each picture follows itself (K replies).
         batch_repeats: how often each generation batch follows itself (the steps that reuse it).
-        mixing: ``"proportional"`` uses every picture once in an epoch; ``"uniform"`` draws the data set of each
-            comparison set uniformly, as the authors do, so that small sets come round more often than large ones.
+        mixing: ``"proportional"`` uses every picture once in an epoch, comparison sets in any order; ``"authors"`` uses
+            every picture once too, and draws the data set of each comparison set uniformly among those that have enough
+            left (as the code of VisualQuality-R1 does), so that small sets come early in an epoch; ``"uniform"`` draws
+            it uniformly among all, so that small sets come round more often than large ones.
         seed: of the order.
     """
 
@@ -38,8 +40,8 @@ class ComparisonSampler(Sampler[int]):
         mixing: Mixing = "proportional",
         seed: int = 0,
     ) -> None:
-        if mixing not in ("proportional", "uniform"):
-            raise ValueError(f"Expected mixing 'proportional' or 'uniform', but got {mixing!r}.")
+        if mixing not in get_args(Mixing):
+            raise ValueError(f"Expected mixing to be one of {get_args(Mixing)}, but got {mixing!r}.")
         self.units = [list(u) for u in units]
         self.per_set = [images_per_comparison // len(u[0]) for u in self.units]
         self.sets_per_batch = sets_per_batch
@@ -70,12 +72,19 @@ class ComparisonSampler(Sampler[int]):
             sets = [chunk for stream in streams for chunk in stream]
             order = torch.randperm(len(sets), generator=generator).tolist()
             return [sets[i] for i in order][: self.sets_per_epoch]
+        if self.mixing == "authors":
+            left = [_passes(u, n, generator, 1) for u, n in zip(self.units, self.per_set, strict=True)]
+            drawn: list[list[int]] = []
+            while len(drawn) < self.sets_per_epoch:
+                usable = [chunks for chunks in left if chunks]
+                drawn.append(usable[int(torch.randint(len(usable), (), generator=generator))].pop())
+            return drawn
         which = torch.randint(len(self.units), (self.sets_per_epoch,), generator=generator).tolist()
-        streams = []
+        endless: list[Iterator[list[int]]] = []
         for i, (u, n) in enumerate(zip(self.units, self.per_set, strict=True)):
             passes = -(-which.count(i) // max(1, len(u) // n))
-            streams.append(iter(_passes(u, n, generator, passes)))
-        return [next(streams[i]) for i in which]
+            endless.append(iter(_passes(u, n, generator, passes)))
+        return [next(endless[i]) for i in which]
 
     def __iter__(self) -> Iterator[int]:
         sets = self.comparison_sets()

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vqr1_metric.backends.loading import LoadedModel, ModelSpec
-from vqr1_metric.backends.transformers import TransformersBackend
+from vqr1_metric.backends.base import ScoringBackend
+from vqr1_metric.ratings import RatingSet
 from vqr1_metric.scorer import QualityScorer
-from vqr1_metric.train_ranker.ratings import MIN_VALIDATION, RatingSet
+from vqr1_metric.train_ranker.data import MIN_VALIDATION
 
 
-def score_shard(loaded: LoadedModel, sets: Sequence[RatingSet], scorer_options: dict, rank: int, world: int):
+def score_shard(
+    backend: ScoringBackend, sets: Sequence[RatingSet], scorer_options: dict[str, Any], rank: int, world: int
+) -> list[tuple[int, int, float]]:
     """``[(set, picture, score), ...]`` of this process's share of the pictures; the score is NaN if unreadable."""
-    backend = TransformersBackend(ModelSpec("model in training"), loaded)
     scorer = QualityScorer(backend=backend, **scorer_options)
     mine = [(s, p) for s, of in enumerate(sets) for p in range(len(of))][rank::world]
-    scores = scorer.stream(sets[s].pictures[p].read() for s, p in mine)
+    scores = scorer.stream(sets[s].images[p].read() for s, p in mine)
     return [(s, p, result.score) for (s, p), result in zip(mine, scores, strict=True)]
 
 
@@ -31,8 +33,8 @@ def validation_metrics(sets: Sequence[RatingSet], results: Sequence[tuple[int, i
     """
     metrics: dict[str, float] = {}
     scores = [torch.full((len(s),), torch.nan, dtype=torch.float64) for s in sets]
-    for s, p, score in results:
-        scores[s][p] = score
+    for number, p, score in results:
+        scores[number][p] = score
     for s, predicted in zip(sets, scores, strict=True):
         if s.preferences:
             metrics[f"pairs_{s.name}"] = _pairwise(s, predicted)
@@ -62,9 +64,10 @@ def correlations(predicted: Tensor, quality: Tensor) -> tuple[float, float]:
 
 
 def _pairwise(s: RatingSet, predicted: Tensor) -> float:
+    score = {image.name: float(value) for image, value in zip(s.images, predicted, strict=True)}
     right = []
     for pair in s.preferences:
-        difference = float(predicted[pair.a] - predicted[pair.b])
+        difference = score[pair.a] - score[pair.b]
         if pair.share != 0.5 and not math.isnan(difference):
             right.append(0.5 if difference == 0 else float((difference > 0) == (pair.share > 0.5)))
     return sum(right) / len(right) if right else math.nan
