@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqr1_metric.ratings import RatingSet
-from vqr1_metric.train_ranker.checks import ConfigError
+from vqr1_metric.train_ranker.checks import ConfigError, TrainingError
 from vqr1_metric.train_ranker.config import RankerConfig
 from vqr1_metric.train_ranker.data import content_digest, prepare_data
 from vqr1_metric.train_ranker.resume import check_output, last_checkpoint, read_record, write_record
@@ -94,8 +94,13 @@ def train(
         config.save(output)
         if record is not None and checkpoint is None:
             write_record(output, **record, model=trainer.loaded.revision, start=trainer.start_figures)
-    _train(trainer, checkpoint, output)
-    trainer.check_end()
+    try:
+        _train(trainer, checkpoint, output)
+        trainer.check_end()
+    except TrainingError:
+        if main:  # what the last step left is broken: nobody should go on from it
+            shutil.rmtree(output / f"checkpoint-{trainer.state.global_step}", ignore_errors=True)
+        raise
     if validated and not _just_validated(trainer):
         trainer.evaluate()
     save_result(trainer, output)

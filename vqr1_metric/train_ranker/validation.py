@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqr1_metric.backends.base import ScoringBackend
+from vqr1_metric.protocol import QUESTION, VISUALQUALITY_R1, question
 from vqr1_metric.ratings import RatingSet
 from vqr1_metric.scorer import QualityScorer
 from vqr1_metric.train_ranker.data import MIN_VALIDATION
@@ -18,11 +20,18 @@ from vqr1_metric.train_ranker.data import MIN_VALIDATION
 def score_shard(
     backend: ScoringBackend, sets: Sequence[RatingSet], scorer_options: dict[str, Any], rank: int, world: int
 ) -> list[tuple[int, int, float]]:
-    """``[(set, picture, score), ...]`` of this process's share of the pictures; the score is NaN if unreadable."""
-    scorer = QualityScorer(backend=backend, **scorer_options)
+    """``[(set, picture, score), ...]`` of this process's share, each asked its own question; NaN if unreadable."""
     mine = [(s, p) for s, of in enumerate(sets) for p in range(len(of))][rank::world]
-    scores = scorer.stream(sets[s].images[p].read() for s, p in mine)
-    return [(s, p, result.score) for (s, p), result in zip(mine, scores, strict=True)]
+    by_question: dict[str, list[tuple[int, int]]] = {}
+    for s, p in mine:
+        by_question.setdefault(sets[s].images[p].question or QUESTION, []).append((s, p))
+    found = []
+    for asked, places in by_question.items():
+        texts = {"text": question(False, asked), "thinking_text": question(True, asked)}
+        scorer = QualityScorer(backend=backend, question=replace(VISUALQUALITY_R1, **texts), **scorer_options)
+        scores = scorer.stream(sets[s].images[p].read() for s, p in places)
+        found += [(s, p, result.score) for (s, p), result in zip(places, scores, strict=True)]
+    return found
 
 
 def validation_metrics(sets: Sequence[RatingSet], results: Sequence[tuple[int, int, float]]) -> dict[str, float]:
