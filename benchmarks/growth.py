@@ -4,8 +4,8 @@
     python -m benchmarks.growth --counts 1000 10000 100000 1000000 --pictures DIR -o growth.csv      hours
 
 The files are hard links to a few hundred thumbnails of 64x64 under generated names, so that a million takes no disk.
-What must hold: seconds grow as the number of images, memory does not. ``score`` runs once, and once more as ``--shards``
-processes; ``evaluate`` and ``diff`` read its file of scores, so that what they add is seen.
+What must hold: seconds grow as the number of images, memory does not. ``score`` runs once, and once more as several
+``--shards``; ``evaluate`` and ``diff`` read its file of scores, so that what they add is seen.
 """
 
 from __future__ import annotations
