@@ -105,7 +105,7 @@ def _read_thoughts(
     finished = [end for end in ends if end is not None]
     replies = [ParsedReply(math.nan, "the reasoning did not come to an end", text.strip()) for text in texts]
     if not finished:
-        return ImageScore.failed(name, f"none of {len(texts)} sampled reasonings came to an end (</think>)", replies)
+        return ImageScore.failed(name, f"none of {len(texts)} sampled reasonings came to an end ({THOUGHT_END})", replies)
     distributions = read(backend, [image] * len(finished), config, [question] * len(finished), finished).to("cpu")
     means = iter(distributions.mean.tolist())
     for i, end in enumerate(ends):

@@ -23,7 +23,7 @@ from vqr1_metric.backends.files import digest_of, preprocessor_digest
 from vqr1_metric.backends.http.walk import AnswerWalk, rest_of_answer
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution
-from vqr1_metric.protocol import parse_reply, question
+from vqr1_metric.protocol import OPENING, parse_reply, question
 from vqr1_metric.redaction import SERVER_KEY, redact
 
 try:
@@ -359,7 +359,7 @@ class HttpBackend:
     def _from_samples(self, images: Sequence[Tensor], pixel_config: PixelConfig) -> ScoreDistribution:
         replies = self.sample_replies(images, pixel_config, self._fallback, thinking=False, add_vision_id=False)
         scores = torch.tensor([[parse_reply(text).score for text in texts] for texts in replies])
-        tagged = torch.tensor([[float("<answer>" in text) for text in texts] for texts in replies])
+        tagged = torch.tensor([[float(OPENING in text) for text in texts] for texts in replies])
         read = ScoreDistribution.from_samples(scores)
         return ScoreDistribution(read.probabilities, read.coverage, tagged.mean(-1))
 
