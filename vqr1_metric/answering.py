@@ -17,6 +17,7 @@ from vqr1_metric.functional.distribution import ScoreDistribution, is_on_score_g
 from vqr1_metric.images import ImageError
 from vqr1_metric.protocol import (
     MODES,
+    THOUGHT_END,
     VISUALQUALITY_R1,
     Mode,
     ParsedReply,
@@ -105,7 +106,8 @@ def _read_thoughts(
     finished = [end for end in ends if end is not None]
     replies = [ParsedReply(math.nan, "the reasoning did not come to an end", text.strip()) for text in texts]
     if not finished:
-        return ImageScore.failed(name, f"none of {len(texts)} sampled reasonings came to an end ({THOUGHT_END})", replies)
+        reason = f"none of {len(texts)} sampled reasonings came to an end ({THOUGHT_END})"
+        return ImageScore.failed(name, reason, replies)
     distributions = read(backend, [image] * len(finished), config, [question] * len(finished), finished).to("cpu")
     means = iter(distributions.mean.tolist())
     for i, end in enumerate(ends):
