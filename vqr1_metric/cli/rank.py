@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from typing import TYPE_CHECKING
 
 from vqr1_metric import score_files
 from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.options import add_image_options, add_model_options, build_scorer, image_finder
 from vqr1_metric.images.names import printable
+
+if TYPE_CHECKING:
+    from vqr1_metric.results import RankedImage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _line(place) -> str:
+def _line(place: RankedImage) -> str:
     result = place.result
     if place.rank is None:
         return f"    -    nan  {'':<5}  {'-':>10}  {printable(result.error)}"
