@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 def _line(place: RankedImage) -> str:
     result = place.result
     if place.rank is None:
-        return f"    -    nan  {'':<5}  {'-':>10}  {printable(result.error)}"
+        return f"    -    nan  {'':<5}  {'-':>10}  {printable(result.error or '')}"
     chance = f"{place.beats_next:.0%}" if place.beats_next is not None else "-"
     place_and_mark = f"{place.rank:4d}{'=' if place.tied else ' '}"
     return f"{place_and_mark}  {result.score:5.2f} ± {result.std:4.2f}  {chance:>10}  {printable(result.name)}"
