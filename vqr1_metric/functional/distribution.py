@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,8 @@ class ScoreDistribution:
         """
         log_coverage = torch.logsumexp(log_probabilities, dim=-1)
         probabilities = (log_probabilities - log_coverage.unsqueeze(-1)).exp()
-        return cls(probabilities, log_coverage.exp(), tag_probability, values, answers)
+        tagged = log_coverage.new_ones(log_coverage.shape) if tag_probability is None else tag_probability
+        return cls(probabilities, log_coverage.exp(), tagged, values, answers)
 
     @classmethod
     def from_samples(cls, scores: Tensor) -> ScoreDistribution:
@@ -159,12 +161,16 @@ class ScoreDistribution:
     def mean(self) -> Tensor:
         """Expected score, shape ``(...)``, between the lowest and the highest value: in [1, 5] on the grid."""
         low, high = (MIN_SCORE, MAX_SCORE) if self.values is None else (self.values[0], self.values[-1])
-        return ((self.probabilities * (self.grid - low)).sum(-1) + low).clamp(low, high)
+        expected: Tensor = (self.probabilities * (self.grid - low)).sum(-1) + low
+        return expected.clamp(low, high)
 
     @property
     def entropy(self) -> Tensor:
         """Shannon entropy, shape ``(...)``, in nats: 0 where one answer is certain."""
-        return torch.special.entr(self.probabilities).sum(-1)
+        # At a probability of 0 the slope is infinite, and a gradient would be NaN; 1 has the same entropy, 0.
+        possible = torch.where(self.probabilities == 0, 1, self.probabilities)
+        entropy: Tensor = torch.special.entr(possible).sum(-1)
+        return entropy
 
     @property
     def variance(self) -> Tensor:
@@ -229,7 +235,7 @@ class ScoreDistribution:
             self.answers,
         )
 
-    def to(self, *args, **kwargs) -> ScoreDistribution:
+    def to(self, *args: Any, **kwargs: Any) -> ScoreDistribution:
         """Like :meth:`torch.Tensor.to`, for every tensor held."""
         return self._map(lambda tensor: tensor.to(*args, **kwargs))
 
@@ -241,7 +247,7 @@ class ScoreDistribution:
         """Without the autograd graph."""
         return self._map(Tensor.detach)
 
-    def __getitem__(self, index) -> ScoreDistribution:
+    def __getitem__(self, index: Any) -> ScoreDistribution:
         if self.probabilities.ndim < 2:
             raise IndexError("A single distribution cannot be indexed; it has no leading dimension.")
         return self._map(lambda tensor: tensor[index])
@@ -262,6 +268,8 @@ class ScoreDistribution:
         shown = "no score" if math.isnan(mean) else f"mean={mean:.3f}, std={std:.3f}"
         return f"ScoreDistribution({shown}, coverage={float(self.coverage):.3f})"
 
-    def _map(self, function) -> ScoreDistribution:
-        tensors = (function(tensor) for tensor in (self.probabilities, self.coverage, self.tag_probability))
-        return ScoreDistribution(*tensors, self.values, self.answers)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> ScoreDistribution:
+        probabilities, coverage, tag_probability = map(
+            function, (self.probabilities, self.coverage, self.tag_probability)
+        )
+        return ScoreDistribution(probabilities, coverage, tag_probability, self.values, self.answers)
