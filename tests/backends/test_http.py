@@ -3,11 +3,17 @@
 import asyncio
 import copy
 import csv
+import http.server
 import json
 import logging
 import math
+import os
 import pickle
 import random
+import signal
+import subprocess
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -391,3 +397,42 @@ def test_credentials_in_addresses_are_refused_and_never_shown():
         == "see http://***@host:80/v1 and https://a/b@2x.png"
     )
     assert "pw9" not in redact("Authorization: Bearer pw9, basic pw9")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process there")
+def test_ctrl_c_ends_requests_that_wait(tmp_path: Path):
+    """A server that says what it has and then never answers."""
+    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
+    asked = threading.Event()
+
+    class Silent(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = b'{"data": [{"id": "tiny"}]}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self):
+            asked.set()
+            self.rfile.read()  # until the client goes away
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        command = [sys.executable, "-m", "vqr1_metric.cli", "score", str(tmp_path), "--server", address]
+        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            assert asked.wait(120)
+            client.send_signal(signal.SIGINT)
+            _, said = client.communicate(timeout=30)
+        finally:
+            client.kill()
+            client.wait()
+            server.shutdown()
+            thread.join()
+    assert client.returncode == 130 and said.endswith("vqr1: interrupted\n"), said
