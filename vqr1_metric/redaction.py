@@ -13,7 +13,7 @@ SERVER_KEY, SERVICE_KEY = "VQR1_SERVER_KEY", "VQR1_API_KEY"
 _HIDDEN = "***"
 #: User name and password in an address, and credentials as a header states them.
 _USERINFO = re.compile(r"(?<=://)[^\s/]*@")
-_HEADER = re.compile(r"(?i)\b(bearer|basic)(\s+|%20|\+)(?!\*\*\*)[^\s'\"<>,;]+")
+_HEADER = re.compile(r"(?i)\b(bearer|authorization:\s*basic)(\s+|%20|\+)(?!\*\*\*)[^\s'\"<>,;]+")
 #: Pieces of a key of several lines are hidden too, unless they are so short that they occur everywhere.
 _PIECE = 4
 

@@ -3,6 +3,7 @@
     python tests/support/fuzz_runs.py names 1000 0
     python tests/support/fuzz_runs.py kills 200 0
     python tests/support/fuzz_runs.py races 50 0
+    python tests/support/fuzz_runs.py evaluations 50 0
 
 COUNT and SEED follow. Each prints one JSON line of counts, or raises at the first row lost, doubled or made up.
 Children are forked, so that a kill costs no import; they are killed with SIGKILL.
@@ -140,6 +141,43 @@ def fuzz_races(count: int, seed: int, folder: Path) -> dict[str, int]:
     return {"races": count, "refused": refused}
 
 
+def fuzz_evaluations(count: int, seed: int, folder: Path) -> dict[str, int]:
+    """``vqr1 evaluate`` killed at random and started again: what it writes in the end is what one run writes."""
+    from vqr1_metric import cli
+    from vqr1_metric.cli import evaluate
+
+    rng = random.Random(seed)
+    names = [b"%03d.png" % i for i in range(80)]
+    write_images(folder / "images", names)
+    labels = folder / "images" / "labels.csv"
+    labels.write_text("image,mos\n" + "".join(f"{name.decode()},{1 + i % 5}\n" for i, name in enumerate(names)))
+    evaluate.build_scorer = lambda args: slow_scorer()
+    options = ["evaluate", "--labels", str(labels), "--no-baselines", "--no-page", "--resamples", "20", "--silent"]
+
+    def tables(output: Path) -> dict[str, str]:
+        return {path.name: path.read_text() for path in sorted(output.glob("*.csv"))}
+
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    expect(cli.main([*options, "-o", str(folder / "whole")]) == 0, "a run failed")
+    expected = tables(folder / "whole")
+    expect(bool(expected), "nothing was written")
+    kills = finished = 0
+    while kills < count:
+        output = folder / f"out{finished}"
+        child = fork(lambda output=output: expect(cli.main([*options, "-o", str(output)]) == 0, "a run failed"))
+        time.sleep(rng.uniform(0, 1.0))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        expect(status in (0, -signal.SIGKILL), "a run failed")
+        kills += status != 0
+        if status == 0 or rng.random() < 0.2:
+            expect(cli.main([*options, "-o", str(output)]) == 0, "a run failed")
+            expect(tables(output) == expected, "other tables")
+            finished += 1
+    return {"kills": kills, "evaluations_completed_and_compared": finished}
+
+
 def refuse_or_score(folder: Path, output: Path) -> None:
     try:
         score_to_file(formula_scorer(), [folder / "images"], output, resume=True)
@@ -179,7 +217,7 @@ def expect(condition: bool, message: object) -> None:
         raise RuntimeError(message)
 
 
-FUZZERS = {"names": fuzz_names, "kills": fuzz_kills, "races": fuzz_races}
+FUZZERS = {"names": fuzz_names, "kills": fuzz_kills, "races": fuzz_races, "evaluations": fuzz_evaluations}
 
 
 if __name__ == "__main__":
@@ -188,4 +226,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # a fork has no other threads
     with tempfile.TemporaryDirectory() as place:
         kind, number, start = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-        print(json.dumps(FUZZERS[kind](number, start, Path(place))))
+        answer = sys.stdout if kind != "evaluations" else os.fdopen(os.dup(1), "w")
+        print(json.dumps(FUZZERS[kind](number, start, Path(place))), file=answer, flush=True)
