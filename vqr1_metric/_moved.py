@@ -27,7 +27,7 @@ MODULES = {
     "vqr1_metric.cli.inputs": "vqr1_metric.images.find",
     "vqr1_metric.nano.training": "recipes.nano, in a clone of the repository",
     "vqr1_metric.train_ranker.naming": "recipes.nano.naming, in a clone of the repository",
-    "vqr1_metric.train_ranker.reasoning": "recipes.nano.reasoning, in a clone of the repository",
+    "vqr1_metric.train_ranker.reasoning": "recipes.nano, in a clone of the repository",
     "vqr1_metric.train_ranker.ratings": "vqr1_metric.ratings, and vqr1_metric.train_ranker.data for the checks",
 }
 

@@ -43,7 +43,8 @@ def measure(folder: Path, options: argparse.Namespace, shared: str) -> tuple[flo
     trainer = trainer_module.RankerTrainer(None, config, *prepare_data(config))
     patches, tokens, seconds = [], [], []
     for model in (trainer.loaded.model, trainer.accelerator.unwrap_model(trainer.ref_model)):
-        model.model.visual.patch_embed.register_forward_hook(lambda _, args, __: patches.append(len(args[0])))
+        # nano's tower sees whole pictures; of 32x32 pixels in each of 3 colours is one token
+        model.model.visual.stem.register_forward_hook(lambda _, args, __: patches.append(args[0].numel() // 3072))
         mlp = model.model.language_model.layers[0].mlp
         mlp.register_forward_hook(lambda _, args, __: tokens.append(args[0].shape[:2].numel()))
     step = trainer.training_step

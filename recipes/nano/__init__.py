@@ -1,1 +1,1 @@
-"""The recipe that makes `nano` from a folder of rated pictures: `python -m recipes.nano --help`."""
+"""How the embedded model is made: from rated pictures to the folder that ships. See `python -m recipes.nano --help`."""

@@ -102,12 +102,8 @@ class ScoringBackend(Protocol):
     by content and without secrets. One without goes by its name and revision.
     """
 
-    @property
-    def model_id(self) -> str:
-        """What was loaded: hub name or folder; an attribute will do."""
-        ...
-
-    #: The commit or content hash it had.
+    #: What was loaded: hub name or folder, and the commit or content hash it had.
+    model_id: str
     revision: str
     #: The model's own preprocessing; a caller may pass one with other pixel limits.
     pixel_config: PixelConfig

@@ -16,8 +16,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from types import ModuleType
-from typing import TextIO
 
 from vqr1_metric import __version__
 from vqr1_metric.cli.streams import forgiving_stderr, give_up, open_standard_streams
@@ -70,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with forgiving_stderr(), warnings.catch_warnings():
         warnings.showwarning = (lambda *args, **options: None) if silent else _show_warning
         try:
-            code: int = _module(args.command).run(args)
+            code = _module(args.command).run(args)
             sys.stdout.flush()
             return code
         except KeyboardInterrupt as error:
@@ -117,7 +115,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _module(command: str) -> ModuleType:
+def _module(command: str):
     return import_module(f"{__name__}.{command}")
 
 
@@ -149,13 +147,6 @@ def one_line(message: str) -> str:
     return printable(" ".join(redact(message).split()))
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     if issubclass(category, UserWarning):  # the others speak to programmers
         warn(str(message))

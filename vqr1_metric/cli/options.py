@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from vqr1_metric.protocol import MODES
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from vqr1_metric.images.find import ImageFinder
     from vqr1_metric.scorer import QualityScorer
 
@@ -63,7 +61,7 @@ def add_bootstrap_options(parser: argparse.ArgumentParser | argparse._ArgumentGr
     )
 
 
-def progress(total: int, *, silent: bool, label: str | None = None) -> tqdm[Any]:
+def progress(total: int, *, silent: bool, label: str | None = None):
     """A bar with the time left, on stderr."""
     from tqdm import tqdm
 
@@ -206,7 +204,7 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
     return scorer
 
 
-def _remote_scorer(args: argparse.Namespace, given: dict[str, Any]) -> QualityScorer:
+def _remote_scorer(args: argparse.Namespace, given: dict) -> QualityScorer:
     """A scorer whose model is behind ``--server``, under the name ``--model`` or the only one there."""
     from vqr1_metric.backends.base import ModelError
     from vqr1_metric.backends.http import HttpBackend

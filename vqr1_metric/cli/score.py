@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -136,7 +137,7 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 def _progress_bar(
     args: argparse.Namespace, finder: ImageFinder, mine: Callable[[Found], bool] | None = None
-) -> tqdm[Any]:
+) -> contextlib.AbstractContextManager[tqdm]:
     from tqdm import tqdm
 
     if args.silent:
@@ -176,7 +177,7 @@ def _report(
 class _Table:
     """Rows on stdout, aligned; what varies in length comes last."""
 
-    def __init__(self, bar: tqdm[Any]) -> None:
+    def __init__(self, bar) -> None:
         self._bar = bar
 
     def __enter__(self) -> _Table:
