@@ -13,7 +13,7 @@ import torch
 from model_folders import CHANGES, change_file
 from safetensors.torch import load_file, save_file
 
-from vqr1_metric.backends import files
+from vqr1_metric.backends import digests
 from vqr1_metric.backends.base import ModelError, Sampling
 from vqr1_metric.backends.http import HttpBackend
 from vqr1_metric.backends.http.backend import QWEN2_5_VL_PIXELS
@@ -226,19 +226,19 @@ def test_content_is_noticed_whatever_the_clock_says(folder: Path) -> None:
 
 
 def test_settled_files_are_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_SETTLED_NS", 0)
+    monkeypatch.setattr(digests, "_SETTLED_NS", 0)
     before = scorer(folder).identity()
-    monkeypatch.setattr(files, "_hash", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr(digests, "_hash", lambda *_: pytest.fail("hashed again"))
     assert scorer(folder).identity() == before
 
 
 def test_a_large_file_is_sampled_in_every_tensor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_HASH_WHOLE_BELOW", 0)
+    monkeypatch.setattr(digests, "_HASH_WHOLE_BELOW", 0)
     path = folder / "model.safetensors"
-    weights, seen = load_file(path), {files.file_digest(path)}
+    weights, seen = load_file(path), {digests.file_digest(path)}
     for name in weights:
         save_file({**weights, name: weights[name] + 1}, path, metadata={"format": "pt"})
-        seen.add(files.file_digest(path))
+        seen.add(digests.file_digest(path))
     assert len(seen) == len(weights) + 1
 
 

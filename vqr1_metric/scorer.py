@@ -29,8 +29,8 @@ from vqr1_metric.answering import (
 from vqr1_metric.backends.base import ModelError, Sampling, ScoringBackend, backend_identity
 from vqr1_metric.backends.batches import Batches, TooLarge, run_apart
 from vqr1_metric.backends.files import CONTENT
-from vqr1_metric.backends.loading import SharedModel, forget, newest, shared
 from vqr1_metric.backends.pixels import PixelConfig
+from vqr1_metric.backends.shared import SharedModel, forget, newest, shared
 from vqr1_metric.backends.spec import EMBEDDED, ModelSpec
 from vqr1_metric.functional.calibration import FILE as CALIBRATION_FILE
 from vqr1_metric.functional.calibration import Calibration

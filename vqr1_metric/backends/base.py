@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +25,27 @@ class ModelError(ValueError):
 
 class ImageFailed(ModelError):
     """The model failed on one image, not as a whole: that image has no score, and the others go on."""
+
+
+def told(error: BaseException) -> str:
+    """What an error says, in one short line."""
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    text = " ".join(reason.split())
+    return (text if len(text) <= 200 else text[:197] + "...") or type(error).__name__
+
+
+@contextmanager
+def as_model_error(subject: object, problem: str) -> Iterator[None]:
+    """Raise whatever goes wrong inside as a :class:`ModelError` of one sentence: a model's files may hold anything."""
+    try:
+        yield
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{subject}: {problem} ({type(error).__name__}: {told(error)}).") from error
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from transformers import Cache
 
 from vqr1_metric.backends.base import ModelError
+from vqr1_metric.backends.templates import render_chat
 from vqr1_metric.protocol import Question
 
 #: Prompts, and positions of prompts with images of so many different sizes, are kept.
@@ -48,13 +49,8 @@ class PromptWriter:
         return found
 
     def _tokenise(self, question: Question, thinking: bool, add_vision_id: bool) -> list[list[int]]:
-        text = self._tokenizer.apply_chat_template(
-            question.messages(thinking),
-            chat_template=self._chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
-            add_vision_id=add_vision_id,
-        )
+        chat = question.messages(thinking)
+        text = render_chat(self._tokenizer, self._chat_template, chat, add_vision_id=add_vision_id, name=self._name)
         segments: list[list[int]] = [[]]
         for token in self._tokenizer.encode(text, add_special_tokens=False):
             if token == self._image_token:

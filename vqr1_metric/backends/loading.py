@@ -1,31 +1,37 @@
-"""Load a Qwen-VL model with transformers, strictly; one copy of each per process."""
+"""Load a Qwen-VL model with transformers, strictly: what does not fit, or cannot be right, is an error."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import threading
-from collections.abc import Callable
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from vqr1_metric.backends.base import ModelError
-from vqr1_metric.backends.files import CHAT_TEMPLATES, CONTENT, ModelFiles, read_json
+from vqr1_metric.backends.adapters import merge_adapter
+from vqr1_metric.backends.base import ModelError, as_model_error
+from vqr1_metric.backends.files import CHAT_TEMPLATES, CONFIG, GENERATION, ModelFiles, read_json
 from vqr1_metric.backends.packing import use_packing
 from vqr1_metric.backends.pixels import PixelConfig
+from vqr1_metric.backends.shared import cached, model_identity, revision_of
 from vqr1_metric.backends.spec import EMBEDDED, TREE_ATTENTION, ModelSpec
+from vqr1_metric.backends.templates import render_chat
 from vqr1_metric.backends.windows import speed_up
 from vqr1_metric.nano import MODEL_TYPE
+from vqr1_metric.protocol import messages
 
-if TYPE_CHECKING:
-    from vqr1_metric.backends.transformers import TransformersBackend
-
-__all__ = ["EMBEDDED", "TREE_ATTENTION", "LoadedModel", "ModelSpec", "SharedModel", "cached", "load_model", "shared"]
+__all__ = ["EMBEDDED", "SUPPORTED_TYPES", "TREE_ATTENTION", "LoadedModel", "ModelSpec", "cached", "load_model"]
 
 SUPPORTED_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", MODEL_TYPE)
+#: On a CPU, weights up to this size are searched for NaN and infinity; larger ones would be read from the disk for it
+#: alone, and the readout notices what spoils a score.
+_SEARCHED_BYTES = 4 << 30
+#: Entries of config.json that would choose code or files: those are chosen by ModelSpec and the folder's own names.
+_NO_CHOICE = ("auto_map", "transformers_weights", "attn_implementation", "experts_implementation")
+_LAYER = re.compile(r"(?:^|\.)(layers|blocks)\.(\d+)\.")
 
 
 @dataclass
@@ -33,93 +39,16 @@ class LoadedModel:
     """Weights, tokenizer and preprocessing of one model.
 
     Args:
-        identity: of :func:`model_identity`; None for weights that are in memory only, or were changed there.
+        identity: of :func:`~vqr1_metric.backends.shared.model_identity`; None for weights that are in memory only, or
+            were changed there.
     """
 
     model: torch.nn.Module
-    tokenizer: object
+    tokenizer: Any
     pixel_config: PixelConfig
     chat_template: str
     revision: str
     identity: dict[str, object] | None = None
-
-
-def model_identity(spec: ModelSpec, files: ModelFiles) -> dict[str, object]:
-    """All that decides the scores of a model loaded by ``spec``, by content and as resolved; loads no weights."""
-    return {
-        **files.content(),
-        "dtype": str(spec.resolved_dtype(files.weight_bytes())).removeprefix("torch."),
-        "quantization": spec.quantization,
-        "attention": spec.attn_implementation or "sdpa",
-    }
-
-
-class SharedModel:
-    """One model with one content, whose weights all scorers of a process share that ask for it.
-
-    ``identity``, ``revision`` and ``pixel_config`` are known before the weights load. They never change: a folder that
-    was overwritten gives another object, and this one then refuses to load.
-    """
-
-    def __init__(self, spec: ModelSpec, files: ModelFiles, identity: dict[str, object]) -> None:
-        self.spec, self.identity = spec, identity
-        self.revision = _revision(files, identity)
-        self.pixel_config = files.pixel_config()
-        self.backend: TransformersBackend | None = None
-
-    def load(self, build: Callable[[ModelSpec], TransformersBackend]) -> TransformersBackend:
-        """The model, built by ``build(spec)`` at the first call.
-
-        Raises:
-            ModelError: if the files are no longer those that this object stands for.
-        """
-        with _lock:
-            if self.backend is None:
-                self._check_unchanged()
-                backend = build(self.spec)
-                self._check_unchanged()  # loading takes a while
-                self.backend = backend
-            return self.backend
-
-    def _check_unchanged(self) -> None:
-        if model_identity(self.spec, ModelFiles.of(self.spec)) != self.identity:
-            raise ModelError(
-                f"{self.spec.model}: the files of this model have changed since this scorer was first used, and scores "
-                "of both must not be mixed. Make a new QualityScorer for the new ones."
-            )
-
-
-_newest: dict[ModelSpec, SharedModel] = {}
-_lock = threading.RLock()
-
-
-def shared(spec: ModelSpec) -> SharedModel:
-    """The model that ``spec`` means now. Loads no weights."""
-    with _lock:
-        files = ModelFiles.of(spec)
-        identity = model_identity(spec, files)
-        model = _newest.get(spec)
-        if model is None or model.identity != identity:
-            model = _newest[spec] = SharedModel(spec, files, identity)
-        return model
-
-
-def cached(spec: ModelSpec, build: Callable[[ModelSpec], TransformersBackend]) -> TransformersBackend:
-    """The backend of this spec, built by ``build(spec)`` at the first call."""
-    return shared(spec).load(build)
-
-
-def newest(spec: ModelSpec) -> SharedModel | None:
-    """What :func:`shared` returned last, without a look at the files."""
-    return _newest.get(spec)
-
-
-def forget(spec: ModelSpec) -> None:
-    """Drop the weights of this spec; the next use loads them again."""
-    with _lock:
-        model = _newest.pop(spec, None)
-        if model is not None:
-            model.backend = None
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
@@ -130,61 +59,136 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     """
     files = ModelFiles.of(spec)
     identity = model_identity(spec, files)
-    model_type = read_json(files.base / "config.json").get("model_type")
-    if model_type not in SUPPORTED_TYPES:
-        raise ModelError(
-            f"{files.base}: expected a model of type {', '.join(SUPPORTED_TYPES)}, but got {model_type!r}."
-        )
+    config, pixel_config = _config(files), files.pixel_config()
+    _check_pixels(files, config, pixel_config)
+    tokenizer = _tokenizer(files, config)
+    template = _chat_template(files, tokenizer)
+    render_chat(tokenizer, template, messages(thinking=False), name=files.name)
 
-    model = _load_weights(spec, files)
+    model = _load_weights(spec, files, config)
     if files.adapter is not None:
-        model = _merge_adapter(model, files)
-    _check_attention(model)
+        model = merge_adapter(model, files)
+    _check_finite(files, model)
     if spec.attn_implementation != "eager":
         speed_up(model)
     if spec.attn_implementation == "packed":
         use_packing(model)
     model.requires_grad_(False).eval()
-
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(files.base), trust_remote_code=False)
-    template = _chat_template(files, tokenizer)
-    return LoadedModel(model, tokenizer, files.pixel_config(), template, _revision(files, identity), identity)
+    return LoadedModel(model, tokenizer, pixel_config, template, revision_of(files, identity), identity)
 
 
-def _load_weights(spec: ModelSpec, files: ModelFiles):
-    from transformers import AutoModelForImageTextToText
+def _config(files: ModelFiles) -> Any:
+    path = files.need(CONFIG)
+    told = read_json(path)
+    model_type = told.get("model_type")
+    if model_type not in SUPPORTED_TYPES:
+        raise ModelError(
+            f"{files.base}: expected a model of type {', '.join(SUPPORTED_TYPES)}, but got {model_type!r}."
+        )
+    from transformers import CONFIG_MAPPING
 
     import vqr1_metric.nano.modeling  # noqa: F401  makes the embedded model known to transformers
 
+    with as_model_error(path, "expected the configuration of a Qwen-VL model"):
+        config = CONFIG_MAPPING[model_type].from_dict(_without_choices(told))
+        text, vision = config.get_text_config(), config.vision_config
+        layers, blocks = text.num_hidden_layers, getattr(vision, "depth", 0)
+        sliding = getattr(text, "use_sliding_window", False)
+    if sliding:
+        raise ModelError(
+            "The one-pass readout needs full attention, but this model's config has use_sliding_window=true."
+        )
+    found = _layers(files)  # before a model of any other size is built
+    for name, stated, held in (("num_hidden_layers", layers, found["layers"]), ("depth", blocks, found["blocks"])):
+        if not isinstance(stated, int) or stated > held:
+            raise ModelError(f"{path}: says {name} = {stated!r}, but the weights hold {held} layers.")
+    return config
+
+
+def _without_choices(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {
+            name: _without_choices(value)
+            for name, value in settings.items()
+            if name not in _NO_CHOICE and not name.startswith("_")
+        }
+    return settings
+
+
+def _layers(files: ModelFiles) -> dict[str, int]:
+    """How many layers the language model and blocks the vision tower have, by the names of the stored tensors."""
+    from safetensors import safe_open
+
+    counts = {"layers": 0, "blocks": 0}
+    for path in files.weights():
+        damaged = as_model_error(files.name, "the weights are damaged; download or copy them again")
+        with damaged, safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        for kind, number in (match.groups() for name in names if (match := _LAYER.search(name))):
+            counts[kind] = max(counts[kind], int(number) + 1)
+    return counts
+
+
+def _check_pixels(files: ModelFiles, config: Any, pixels: PixelConfig) -> None:
+    vision = config.vision_config
+    wanted = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+    got = (pixels.patch_size, pixels.merge_size, pixels.temporal_patch_size)
+    if wanted != got:
+        raise ModelError(
+            f"{files.name}: expected the preprocessor of this model, with patch, merge and temporal patch sizes "
+            f"{wanted}, but its preprocessor_config.json has {got}."
+        )
+
+
+def _tokenizer(files: ModelFiles, config: Any) -> Any:
+    if files.find("tokenizer.json") is None and (files.find("vocab.json") is None or files.find("merges.txt") is None):
+        raise ModelError(f"{files.name}: expected a tokenizer (tokenizer.json) beside the weights, but there is none.")
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (path := files.find(name)) is not None:
+            read_json(path)
+    from transformers import AutoTokenizer
+
+    with as_model_error(files.name, "its tokenizer cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(str(files.base), trust_remote_code=False, local_files_only=True)
+        rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values(), default=-1)
+        placeholder = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        round_trip = tokenizer.decode(
+            tokenizer.encode("<answer>3.5</answer>", add_special_tokens=False), clean_up_tokenization_spaces=False
+        )
+    if placeholder is None or largest >= rows or round_trip != "<answer>3.5</answer>":
+        raise ModelError(
+            f"{files.name}: expected this model's tokenizer, but it has {largest + 1} tokens for {rows} embeddings, "
+            f"{placeholder!r} as the token of images, and reads <answer>3.5</answer> as {round_trip[:40]!r}."
+        )
+    return tokenizer
+
+
+def _load_weights(spec: ModelSpec, files: ModelFiles, config: Any) -> torch.nn.Module:
+    from transformers import AutoModelForImageTextToText
+
+    if (generation := files.find(GENERATION)) is not None:
+        _check_generation(generation)
     dtype = spec.resolved_dtype(files.weight_bytes())
-    options: dict = {"attn_implementation": "eager" if spec.attn_implementation == "eager" else "sdpa"}
+    attention = "eager" if spec.attn_implementation == "eager" else "sdpa"
+    options: dict[str, Any] = {}
     if spec.quantization:
         options["quantization_config"] = _quantization_config(spec, dtype)
     if spec.device_map:
         options["device_map"] = spec.device_map
     elif spec.quantization:
         options["device_map"] = {"": spec.resolved_device()}
-    try:
+    with as_model_error(files.name, "the model could not be loaded"):
         model, info = AutoModelForImageTextToText.from_pretrained(
             str(files.base),
+            config=config,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
+            local_files_only=True,
             output_loading_info=True,
+            attn_implementation=attention,
             **options,
         )
-    except OSError as error:
-        raise ModelError(f"{spec.model}: expected safetensors weights, but could not read them ({error}).") from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise ModelError(
-                f"{spec.model}: the weights are damaged ({error}); download or copy them again."
-            ) from error
-        if isinstance(error, (RuntimeError, ValueError, ImportError)):
-            raise ModelError(f"{spec.model}: the model could not be loaded ({error}).") from error
-        raise
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             some = ", ".join(str(key) for key in sorted(info[kind], key=str)[:3])
@@ -192,10 +196,33 @@ def _load_weights(spec: ModelSpec, files: ModelFiles):
                 f"{spec.model}: expected weights that fit the model exactly, but {len(info[kind])} tensors are "
                 f"{kind.removesuffix('_keys')} ({some}, ...)."
             )
-    return model if spec.device_map or spec.quantization else model.to(spec.resolved_device())
+    used = {part._attn_implementation for part in (model.config, model.config.get_text_config())}
+    if used != {attention}:
+        raise ModelError(f"{files.name}: expected {attention} attention, but transformers chose {sorted(used)}.")
+    return model if "device_map" in options else model.to(spec.resolved_device())
 
 
-def _quantization_config(spec: ModelSpec, dtype: torch.dtype):
+def _check_generation(path: Path) -> None:
+    ends = read_json(path).get("eos_token_id")
+    numbers: Iterable[Any] = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ModelError(f"{path}: expected token numbers as eos_token_id, but got {ends!r}.")
+
+
+def _check_finite(files: ModelFiles, model: torch.nn.Module) -> None:
+    tensors = {name: t for name, t in model.state_dict().items() if t.is_floating_point() and t.numel()}
+    on_cpu = sum(t.numel() * t.element_size() for t in tensors.values() if t.device.type == "cpu")
+    for name, tensor in tensors.items():
+        if tensor.is_meta or (tensor.device.type == "cpu" and on_cpu > _SEARCHED_BYTES):
+            continue
+        if not all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):  # reads it once, copies nothing
+            raise ModelError(
+                f"{files.name}: expected finite weights, but {name} holds NaN or infinity in {model.dtype}. The file "
+                "is damaged, or its training diverged."
+            )
+
+
+def _quantization_config(spec: ModelSpec, dtype: torch.dtype) -> Any:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -216,37 +243,14 @@ def _quantization_config(spec: ModelSpec, dtype: torch.dtype):
     )
 
 
-def _merge_adapter(model, files: ModelFiles):
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise ModelError(
-            f"{files.name} is a LoRA adapter, which needs peft: pip install 'vqr1-metric[train]'"
-        ) from None
-    adapted = PeftModel.from_pretrained(model, str(files.adapter), use_safetensors=True)
-    return adapted.merge_and_unload()
-
-
-def _check_attention(model) -> None:
-    if getattr(model.config.get_text_config(), "use_sliding_window", False):
-        raise ModelError(
-            "The one-pass readout needs full attention, but this model's config has use_sliding_window=true."
-        )
-
-
-def _chat_template(files: ModelFiles, tokenizer) -> str:
-    path = files.find(CHAT_TEMPLATES)
-    if path is not None:
-        text = path.read_text(encoding="utf-8")
-        return text if path.suffix == ".jinja" else json.loads(text)["chat_template"]
-    if isinstance(tokenizer.chat_template, str):
-        return tokenizer.chat_template
-    raise ModelError(f"{files.name}: expected a chat template (chat_template.jinja), but there is none.")
-
-
-def _revision(files: ModelFiles, identity: dict[str, object]) -> str:
-    """The Hub commit, or a hash of all that a local folder and its adapter's base hold."""
-    if files.commit is not None:
-        return files.commit
-    content = json.dumps({name: identity[name] for name in CONTENT})
-    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+def _chat_template(files: ModelFiles, tokenizer: Any) -> str:
+    path = files.find(*CHAT_TEMPLATES)
+    template = tokenizer.chat_template
+    if path is not None and path.suffix == ".json":
+        template = read_json(path).get("chat_template")
+    elif path is not None:
+        with as_model_error(path, "expected a text"):
+            template = path.read_text(encoding="utf-8")
+    if not isinstance(template, str) or not template.strip():
+        raise ModelError(f"{files.name}: expected a chat template (chat_template.jinja), but there is none.")
+    return template

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +46,16 @@ class PixelConfig:
     def from_file(cls, path: Path) -> PixelConfig:
         """Read ``preprocessor_config.json``, in its old (``min_pixels``) or new (``size``) spelling."""
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        values = values.get("image_processor", values)  # processor_config.json, as transformers 5 saves it
+        try:  # under image_processor in processor_config.json, as transformers 5 saves it
+            return cls.from_settings(values.get("image_processor", values))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: expected the image processor of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, but {error}"
+            ) from None
+
+    @classmethod
+    def from_settings(cls, values: Mapping[str, Any]) -> PixelConfig:
+        """From the entries of such a file."""
         size = values.get("size") or {}
         try:
             return cls(
@@ -57,10 +68,7 @@ class PixelConfig:
                 std=tuple(values["image_std"]),
             )
         except KeyError as error:
-            raise ValueError(
-                f"{path}: expected the image processor of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, but {error} is "
-                "missing"
-            ) from None
+            raise ValueError(f"{error} is missing") from None
 
     def with_limits(self, min_pixels: int | None = None, max_pixels: int | None = None) -> PixelConfig:
         """The same with other limits; None keeps the model's own."""

@@ -81,8 +81,13 @@ class ModelSpec:
     @property
     def folder(self) -> Path | None:
         """The local folder the model is in, None for a Hub name."""
-        path = EMBEDDED.get(self.model, Path(self.model).expanduser())
-        return path if path.is_dir() else None
+        try:
+            path = EMBEDDED.get(self.model) or Path(self.model).expanduser()
+            return path if path.is_dir() else None
+        except PermissionError as error:
+            raise ModelError(f"{self.model}: cannot be read ({os.strerror(error.errno)}).") from None
+        except (OSError, ValueError, RuntimeError):  # no path at all: too long, a byte 0, the home of nobody
+            return None
 
     def resolved_device(self) -> str:
         """The device asked for, or the best there is."""

@@ -14,9 +14,9 @@ from torch import Tensor
 from vqr1_metric.backends.base import Asked, ModelError, Sampling
 from vqr1_metric.backends.batches import MOST_TOKENS, fitting_tokens, tower_widths
 from vqr1_metric.backends.cpu import fast_products
-from vqr1_metric.backends.files import digest_of, digest_of_tensors, preprocessor_digest
+from vqr1_metric.backends.digests import digest_of, digest_of_tensors, preprocessor_digest
 from vqr1_metric.backends.inputs import PromptWriter, continued, left_pad, pad_positions
-from vqr1_metric.backends.loading import LoadedModel, ModelSpec, cached, load_model
+from vqr1_metric.backends.loading import LoadedModel, load_model
 from vqr1_metric.backends.passes import TreePasses
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
 from vqr1_metric.backends.readout import (
@@ -27,6 +27,8 @@ from vqr1_metric.backends.readout import (
     spelling_shares,
 )
 from vqr1_metric.backends.sampling import sample_tokens
+from vqr1_metric.backends.shared import cached
+from vqr1_metric.backends.spec import ModelSpec
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.protocol import VISUALQUALITY_R1, Question
 
@@ -183,8 +185,11 @@ class TransformersBackend:
             hidden = self._tree_hidden([picture], self.pixel_config, full, None, [question])
             shares = spelling_shares(hidden, self.model.get_output_embeddings(), full).tolist()
         largest = max(shares)
-        if not math.isfinite(largest):
-            raise ModelError(f"{self.model_id}: its probabilities are not finite: are the weights damaged?")
+        if not all(map(math.isfinite, shares)):
+            raise ModelError(
+                f"{self.model_id}: what the model computes for a plain picture is not finite. Its weights hold NaN or "
+                f"infinity, or {self.model.dtype} is too narrow for it: try dtype='float32'."
+            )
         kept = tuple(s for s, share in zip(full.spellings, shares, strict=True) if share >= NEGLIGIBLE * largest)
         return build_answer_trie(self.tokenizer, kept, question) if len(kept) < len(full.spellings) else full
 

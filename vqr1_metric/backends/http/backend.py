@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vqr1_metric.backends.base import ImageFailed, ModelError, Sampling
-from vqr1_metric.backends.files import digest_of, preprocessor_digest
+from vqr1_metric.backends.digests import digest_of, preprocessor_digest
 from vqr1_metric.backends.http.walk import AnswerWalk, rest_of_answer
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution
