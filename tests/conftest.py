@@ -1,15 +1,18 @@
 """Fixtures of the whole suite: offline, on the CPU, one thread, seeded; tiny checkpoints built once per session."""
 
 import os
+import tempfile
 
 # Before anything imports torch or transformers. VQR1_TEST_GPU=1 pytest -m gpu runs what needs a GPU.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["VQR1_CACHE"] = tempfile.mkdtemp(prefix="vqr1-tests-")
 if os.environ.get("VQR1_TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,11 @@ import pytest
 import torch
 
 from tiny_models import FAMILIES, HYBRID, build_tiny_model, build_tiny_nano
+
+
+def pytest_sessionfinish() -> None:
+    """What the package remembered of the tests' models."""
+    shutil.rmtree(os.environ["VQR1_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

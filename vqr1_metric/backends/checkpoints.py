@@ -43,16 +43,18 @@ _UNTRAINED = "not for quality; a starting point for `vqr1 train`"
 CHECKPOINTS = (
     Checkpoint(
         "nano",
-        "Qwen2.5-VL, 1 M weights, in this package",
+        "a few million weights, in this package",
         "BIQ2021 (its model card says how)",
         _R1,
         "one pass",
         licence="see MODEL_CARD.md",
+        spellings=("",),
+        weights="3fb09972c3b6f852f4352b82b4d32d0d",
     ),
     Checkpoint(
         "TianheWu/VisualQuality-R1-7B",
         "Qwen2.5-VL 7B",
-        "synthetic and realistic sets, which its card does not name; the preview's three among them",
+        "a combination of synthetic and realistic sets that its card does not name",
         _R1,
         _ONE_PASS,
         licence="MIT",

@@ -29,6 +29,7 @@ from vqr1_metric.backends.readout import (
 from vqr1_metric.backends.sampling import sample_tokens
 from vqr1_metric.backends.shared import cached
 from vqr1_metric.backends.spec import ModelSpec
+from vqr1_metric.backends.spellings import used_spellings
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.protocol import VISUALQUALITY_R1, Question
 
@@ -180,18 +181,21 @@ class TransformersBackend:
 
     def _calibrated(self, question: Question) -> AnswerTrie:
         full = self._trie(question, every_spelling=True)
-        picture = (_calibration_picture(),) * question.images
+        kept = used_spellings(self._identity, question, lambda: self._measured_spellings(question, full))
+        return build_answer_trie(self.tokenizer, kept, question) if len(kept) < len(full.spellings) else full
+
+    def _measured_spellings(self, question: Question, full: AnswerTrie) -> tuple[str, ...]:
+        """The spellings that hold some of the tag's mass: one pass of the smallest image that the model takes."""
+        picture = (_calibration_picture(self.pixel_config.min_pixels),) * question.images
         with torch.no_grad():
             hidden = self._tree_hidden([picture], self.pixel_config, full, None, [question])
             shares = spelling_shares(hidden, self.model.get_output_embeddings(), full).tolist()
-        largest = max(shares)
         if not all(map(math.isfinite, shares)):
             raise ModelError(
                 f"{self.model_id}: what the model computes for a plain picture is not finite. Its weights hold NaN or "
                 f"infinity, or {self.model.dtype} is too narrow for it: try dtype='float32'."
             )
-        kept = tuple(s for s, share in zip(full.spellings, shares, strict=True) if share >= NEGLIGIBLE * largest)
-        return build_answer_trie(self.tokenizer, kept, question) if len(kept) < len(full.spellings) else full
+        return tuple(s for s, share in zip(full.spellings, shares, strict=True) if share >= NEGLIGIBLE * max(shares))
 
     def sequence_length(self, visual_tokens: int, thinking: bool, question: Question = VISUALQUALITY_R1) -> int:
         """Tokens one picture costs in :meth:`distributions`."""
@@ -378,11 +382,11 @@ def _as_tuple(image: Asked) -> tuple[Tensor, ...]:
     return (image,) if isinstance(image, Tensor) else tuple(image)
 
 
-def _calibration_picture() -> Tensor:
-    """A fixed picture with smooth and fine structure, ``(3, 224, 224)``."""
-    ramp = torch.linspace(0, 1, 224)
+def _calibration_picture(pixels: int) -> Tensor:
+    """A fixed picture of so many pixels with smooth and fine structure, ``(3, side, side)``."""
+    ramp = torch.linspace(0, 1, math.isqrt(max(pixels, 1) - 1) + 1)
     waves = torch.sin(torch.outer(ramp * 40, ramp * 30))
-    return torch.stack([ramp.expand(224, 224), 0.5 + 0.4 * waves, ramp.expand(224, 224).T])
+    return torch.stack([ramp.expand_as(waves), 0.5 + 0.4 * waves, ramp.expand_as(waves).T])
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:
