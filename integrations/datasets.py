@@ -35,6 +35,10 @@ class PictureScorer:
         self.scorer = QualityScorer(model, **options)
         self.column, self.prefix = column, prefix
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Part of what `datasets` hashes for its cache: a path would still be the same when the model behind it is not.
+        return {**self.__dict__, "fingerprint": self.scorer.fingerprint}
+
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list]:
         """New columns ``score`` (1 to 5, NaN where there is none), ``std``, ``coverage``, ``tag_probability`` and
         ``error`` (None, or why there is no score)."""

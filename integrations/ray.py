@@ -37,13 +37,28 @@ class ScoringActor:
     """A callable class for ``Dataset.map_batches``: adds the columns of
     :class:`~vqr1_metric.integrations.datasets.PictureScorer` to a batch.
 
+    ``expected`` is the fingerprint that the scorer must have, in hexadecimal.
+
     :func:`score_to_parquet` uses it; use it yourself for a pipeline of your own::
 
         dataset.map_batches(ScoringActor, fn_constructor_kwargs={"model": "nano", "column": "path"}, concurrency=2)
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, *, column: str, drop_column: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        column: str,
+        drop_column: bool = False,
+        expected: str | None = None,
+        **options: Any,
+    ) -> None:
         self.score = PictureScorer(model, column=column, **options)
+        if expected is not None and _fingerprint(model, options) != expected:
+            raise ValueError(
+                f"The model {model!r} on this machine is not the one that this run began with: its files or what they "
+                "are loaded as (dtype, kind of device) differ. Scores of both must not be mixed."
+            )
         self.column, self.drop_column = column, drop_column
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -96,12 +111,21 @@ def score_to_parquet(
     if os.path.isdir(model):
         model = os.path.abspath(model)
     filesystem, root = open_folder(folder)
-    fingerprint = f"{QualityScorer(model, **options).fingerprint:x}".encode()
+    # By a worker like those that score: what a dtype of None means depends on the device.
+    worker = ray.remote(num_gpus=num_gpus)(_fingerprint)
+    expected = ray.get(worker.remote(model, options))
+    fingerprint = expected.encode()
     done = ray.put(finished_keys(filesystem, root, key, fingerprint))
     todo = dataset.map_batches(lambda batch: _without(batch, key, ray.get(done)), batch_size=None)
     scored = todo.map_batches(
         ScoringActor,
-        fn_constructor_kwargs={"model": model, "column": column, "drop_column": key != column, **options},
+        fn_constructor_kwargs={
+            "model": model,
+            "column": column,
+            "drop_column": key != column,
+            "expected": expected,
+            **options,
+        },
         concurrency=concurrency,
         num_gpus=num_gpus,
         batch_size=batch_size,
@@ -114,6 +138,12 @@ def score_to_parquet(
     return ray.data.read_parquet(folder)
 
 
+    filesystem, root = open_folder(folder)
+    # By a worker like those that score: what a dtype of None means depends on the device.
+    worker = ray.remote(num_gpus=num_gpus)(_fingerprint)
+    expected = ray.get(worker.remote(model, options))
+    fingerprint = expected.encode()
+    done = ray.put(finished_keys(filesystem, root, key, fingerprint))
 def _without(batch: dict[str, np.ndarray], key: str, done: set) -> dict[str, np.ndarray]:
     if key not in batch:
         raise ValueError(f"Expected a column {key!r} that identifies a row, but there are {', '.join(batch)}.")

@@ -3,11 +3,13 @@
 import io
 import math
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from model_folders import change_file
 from PIL import Image
 
 from vqr1_metric import QualityScorer
@@ -63,6 +65,15 @@ def test_rows_without_a_score(files: list[Path], tiny_qwen2_5_vl: Path) -> None:
 
 def test_pickles_to_the_recipe(tiny_qwen2_5_vl: Path) -> None:
     assert len(pickle.dumps(PictureScorer(str(tiny_qwen2_5_vl)))) < 2000
+
+
+def test_what_is_hashed_follows_the_models_content(tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
+    """`datasets` keys its cache by the pickle: a retrained model under the old path must not answer with old scores."""
+    folder = shutil.copytree(tiny_qwen2_5_vl, tmp_path / "model")
+    before = pickle.dumps(PictureScorer(str(folder)))
+    assert pickle.dumps(PictureScorer(str(folder))) == before
+    change_file(folder / "model.safetensors")
+    assert pickle.dumps(PictureScorer(str(folder))) != before
 
 
 def test_dataset_map(files: list[Path], expected, tiny_qwen2_5_vl: Path) -> None:

@@ -61,6 +61,13 @@ def check(rows: list[dict], expected: dict[str, float]) -> None:
     assert [row["error"] for row in rows[:-1]] == [None] * 22
 
 
+def test_an_actor_with_another_model_refuses(tiny_qwen2_5_vl: Path) -> None:
+    fingerprint = f"{QualityScorer(str(tiny_qwen2_5_vl)).fingerprint:x}"
+    assert ScoringActor(str(tiny_qwen2_5_vl), column="path", expected=fingerprint).column == "path"
+    with pytest.raises(ValueError, match="is not the one that this run began with"):
+        ScoringActor(str(tiny_qwen2_5_vl), column="path", expected=fingerprint, dtype="bfloat16")
+
+
 def test_paths_with_two_workers(cluster, files: list[str], expected, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
     folder, model = tmp_path / "scores", str(tiny_qwen2_5_vl)
     dataset = ray.data.from_items([{"path": path} for path in files], override_num_blocks=6)

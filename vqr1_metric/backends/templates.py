@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from vqr1_metric.backends.base import ModelError, as_model_error
 
-#: Lines of a template that may run, and characters that a text in it may have: the templates of Qwen's models run a few
-#: hundred lines for one turn.
-_MOST_LINES, _MOST_CHARACTERS = 200_000, 1_000_000
+#: Lines of a template that may run: the templates of Qwen's models run a few hundred for one turn.
+_MOST_LINES = 20_000
+#: Seconds and bytes that they may take; far more than a chat needs on the busiest machine.
+_MOST_SECONDS, _MOST_BYTES = 20.0, 1 << 30
+_STATM = Path("/proc/self/statm")
 
 
 class _TooMuch(Exception):
@@ -38,14 +43,13 @@ def render_chat(
 
 @contextmanager
 def _bounded(name: str) -> Iterator[None]:
-    """Count the lines of templates that run; by lines and not by time, so that no busy machine fails."""
-    lines = 0
+    """Raise within a template that runs for too long, or needs too much memory."""
+    lines, held, end = 0, _memory(), time.monotonic() + _MOST_SECONDS
 
     def count(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
         nonlocal lines
         lines += 1
-        texts = (value for value in frame.f_locals.values() if isinstance(value, str))
-        if lines > _MOST_LINES or any(len(text) > _MOST_CHARACTERS for text in texts):
+        if lines > _MOST_LINES or time.monotonic() > end or _memory() - held > _MOST_BYTES:
             raise _TooMuch
         return count
 
@@ -60,3 +64,11 @@ def _bounded(name: str) -> Iterator[None]:
         raise ModelError(f"{name}: its chat template does not come to an end.") from None
     finally:
         sys.settrace(before)
+
+
+def _memory() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return 0

@@ -214,9 +214,15 @@ class _Service:
     @property
     def model(self) -> schema.Model:
         """What the scores are made with; of a local folder only its name, the rest is nobody's business."""
-        backend = self._scorer.backend
-        name = Path(backend.model_id).name if Path(backend.model_id).is_absolute() else backend.model_id
-        return schema.Model(name=name, revision=backend.revision, mode=self._scorer.mode, prompt=PROMPT_VERSION)
+        card = self._scorer.card()
+        name = str(card["model"])
+        return schema.Model(
+            name=Path(name).name if Path(name).is_absolute() else name,
+            revision=str(card["revision"]),
+            mode=self._scorer.mode,
+            prompt=PROMPT_VERSION,
+            fingerprint=f"{self._scorer.fingerprint:012x}",
+        )
 
     def scores(self, results: list[ImageScore], level: float, distribution: bool) -> schema.Scores:
         """The answer to a request."""

@@ -56,6 +56,7 @@ class Model(BaseModel):
     revision: str
     mode: str
     prompt: str
+    fingerprint: str = Field(description="Changes with anything that decides a score: weights, precision, limits, ...")
 
 
 class Scores(BaseModel):
