@@ -138,12 +138,10 @@ def score_to_parquet(
     return ray.data.read_parquet(folder)
 
 
-    filesystem, root = open_folder(folder)
-    # By a worker like those that score: what a dtype of None means depends on the device.
-    worker = ray.remote(num_gpus=num_gpus)(_fingerprint)
-    expected = ray.get(worker.remote(model, options))
-    fingerprint = expected.encode()
-    done = ray.put(finished_keys(filesystem, root, key, fingerprint))
+def _fingerprint(model: str, options: dict[str, Any]) -> str:
+    return f"{QualityScorer(model, **options).fingerprint:x}"
+
+
 def _without(batch: dict[str, np.ndarray], key: str, done: set) -> dict[str, np.ndarray]:
     if key not in batch:
         raise ValueError(f"Expected a column {key!r} that identifies a row, but there are {', '.join(batch)}.")
