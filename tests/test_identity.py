@@ -301,6 +301,15 @@ def test_weights_in_memory_count_by_their_values(folder: Path) -> None:
     assert live.identity() != before
 
 
+def test_weights_that_were_changed_since_they_loaded_are_others(folder: Path) -> None:
+    backend = TransformersBackend(ModelSpec(str(folder), device="cpu"))
+    live, before = QualityScorer(backend=backend), scorer(folder).identity()
+    assert live.identity() == before
+    with torch.no_grad():
+        backend.model.get_output_embeddings().weight.add_(1e-3)
+    assert live.identity()["weights"] not in (before["weights"], None)
+
+
 def test_a_pickled_scorer_takes_the_files_as_it_finds_them(folder: Path) -> None:
     first = scorer(folder)
     assert pickle.loads(pickle.dumps(first)).identity() == first.identity()

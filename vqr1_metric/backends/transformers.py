@@ -54,6 +54,7 @@ class TransformersBackend:
         self.model_id = spec.model
         self.revision = loaded.revision
         self._identity = loaded.identity
+        self._values = None if loaded.identity is None else self._some_values(loaded.model)
         self.pixel_config = loaded.pixel_config
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
@@ -90,8 +91,9 @@ class TransformersBackend:
 
     def identity(self) -> dict[str, object]:
         """All that decides what this model answers, but for the pixel limits; weights in memory by their values now."""
-        if self._identity is not None:
-            return self._identity
+        loaded = self._unchanged_identity()
+        if loaded is not None:
+            return loaded
         return {
             "weights": digest_of_tensors(self.model.state_dict()),
             "tokenizer": digest_of(self.tokenizer.backend_tokenizer.to_str()),
@@ -100,6 +102,14 @@ class TransformersBackend:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.config.get_text_config()._attn_implementation,
         }
+
+    def _unchanged_identity(self) -> dict[str, object] | None:
+        """What was loaded, as long as the weights are still those."""
+        return self._identity if self._values == self._some_values(self.model) else None
+
+    @staticmethod
+    def _some_values(model: torch.nn.Module) -> str:
+        return digest_of_tensors(model.state_dict(), 8)
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +191,7 @@ class TransformersBackend:
 
     def _calibrated(self, question: Question) -> AnswerTrie:
         full = self._trie(question, every_spelling=True)
-        kept = used_spellings(self._identity, question, lambda: self._measured_spellings(question, full))
+        kept = used_spellings(self._unchanged_identity(), question, lambda: self._measured_spellings(question, full))
         return build_answer_trie(self.tokenizer, kept, question) if len(kept) < len(full.spellings) else full
 
     def _measured_spellings(self, question: Question, full: AnswerTrie) -> tuple[str, ...]:
