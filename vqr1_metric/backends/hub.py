@@ -84,7 +84,7 @@ def _why(name: str, revision: str | None, error: BaseException) -> str:
     status = getattr(response, "status_code", None)
     page = f"{constants.ENDPOINT}/{name}"
     if isinstance(error, errors.HFValidationError):
-        return f"{start}there is no such folder, and the Hub can hold no such name.{_perhaps(name)}"
+        return f"{start}there is no such folder, and the Hub can hold no such name.{_perhaps(name)}{_ELSEWHERE}"
     if isinstance(error, errors.GatedRepoError):
         return f"{start}its owner asks for terms to be accepted first. Do so at {page}, and {_LOG_IN}."
     if status == 401 and (_sent_token(response) or not isinstance(error, errors.RepositoryNotFoundError)):
