@@ -21,6 +21,8 @@ def fetch(home: Path, name: str, revision: str | None = None, *, endpoint: str =
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_CACHE", str(home))
         patch.setattr(constants, "ENDPOINT", endpoint or "http://127.0.0.1:9")
+        of_file = f"{constants.ENDPOINT}/{{repo_id}}/resolve/{{revision}}/{{filename}}"  # made of it at import
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", of_file)
         patch.setattr(constants, "HF_HUB_OFFLINE", offline)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         hub.fetch.cache_clear()

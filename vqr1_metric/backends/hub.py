@@ -34,22 +34,22 @@ def fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        commit = _commit(name, revision)
-        # Offline, the branch's last commit that was downloaded.
-        folder = Path(snapshot_download(name, revision=commit or revision, allow_patterns=list(_SMALL)))
+        _ask(name, revision)
+        # By branch, not by commit: that is how it is found again where the Hub cannot be asked.
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_SMALL)))
         shards = list(_WEIGHTS) + _shards(folder / _INDEX)
         return Path(snapshot_download(name, revision=folder.name, allow_patterns=shards))
     except Exception as error:  # whatever the HTTP library of the day raises
         raise ModelError(_why(name, revision, error)) from error
 
 
-def _commit(name: str, revision: str | None) -> str | None:
-    """The commit that the Hub has for this revision; None if it cannot be asked but something was downloaded before."""
+def _ask(name: str, revision: str | None) -> None:
+    """Raise at once what the Hub or the network says, unless something was downloaded before: a download tries long."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return HfApi().model_info(name, revision=revision, timeout=_TIMEOUT).sha
+        HfApi().model_info(name, revision=revision, timeout=_TIMEOUT)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except Exception:
@@ -60,7 +60,7 @@ def _commit(name: str, revision: str | None) -> str | None:
         except Exception:
             pass
         else:
-            return None
+            return
         raise
 
 
