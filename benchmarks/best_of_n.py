@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
     parser.add_argument("--batch-size", type=int, default=8, help="candidates in one call of the pipe")
-    parser.add_argument("--previews-at", type=float, nargs="+", default=[0.2, 0.4])
+    parser.add_argument("--previews-at", type=float, nargs="+", default=[0.15, 0.35])
     parser.add_argument("--equal-rows", action="store_true", help="compare strategies at the rows of a plain run")
     parser.add_argument("--out", type=Path, help="CSV file; by default standard output")
     options = parser.parse_args(arguments)

@@ -71,7 +71,9 @@ def test_tiles_into_files(tmp_path: Path):
     with pytest.raises(ValueError, match="was made with tiles 60, but this run has 50"):
         score_to_file(TiledScorer(scorer(), 50), [tmp_path], tmp_path / "s.csv", resume=True)
     score_to_file(tiled, [tmp_path], tmp_path / "s.jsonl")
-    row = next(row for row in map(json.loads, (tmp_path / "s.jsonl").open()) if row["path"].endswith("0.png"))
+    row = next(
+        row for row in map(json.loads, (tmp_path / "s.jsonl").read_text().splitlines()) if row["path"].endswith("0.png")
+    )
     assert [part["x"] for part in row["each_part"]] == [0, 60, 0, 60] and all("score" in p for p in row["each_part"])
 
 

@@ -12,7 +12,8 @@ from vqr1_metric._moved import MovedModules
 
 if TYPE_CHECKING:
     from vqr1_metric.functional.distribution import ScoreDistribution
-    from vqr1_metric.metric import VisualQualityR1Score, visual_quality_r1_score
+    from vqr1_metric.loss import VisualQualityR1Loss, visual_quality_r1_score
+    from vqr1_metric.metric import VisualQualityR1Score
     from vqr1_metric.scorer import QualityScorer
 
 __version__ = "0.1.0"
@@ -24,11 +25,19 @@ if MovedModules not in sys.meta_path:
 _EXPORTS = {
     "QualityScorer": "vqr1_metric.scorer",
     "ScoreDistribution": "vqr1_metric.functional.distribution",
+    "VisualQualityR1Loss": "vqr1_metric.loss",
     "VisualQualityR1Score": "vqr1_metric.metric",
-    "visual_quality_r1_score": "vqr1_metric.metric",
+    "visual_quality_r1_score": "vqr1_metric.loss",
 }
 
-__all__ = ["QualityScorer", "ScoreDistribution", "VisualQualityR1Score", "__version__", "visual_quality_r1_score"]
+__all__ = [
+    "QualityScorer",
+    "ScoreDistribution",
+    "VisualQualityR1Loss",
+    "VisualQualityR1Score",
+    "__version__",
+    "visual_quality_r1_score",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""`VisualQualityR1Score`, a torchmetrics metric, and its functional twin `visual_quality_r1_score`."""
+"""`VisualQualityR1Score`, a torchmetrics metric. Its functional twin is in :mod:`~vqr1_metric.loss`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ from vqr1_metric._warnings import warn_caller
 from vqr1_metric.functional.distribution import GRID_SIZE, MAX_SCORE, MIN_SCORE, ScoreDistribution
 from vqr1_metric.functional.intervals import interval_of_moments
 from vqr1_metric.functional.moments import combine_moments, moments_of, moments_state, read_moments
-from vqr1_metric.images import DataRange, ImageError, Images, split_images
+from vqr1_metric.images import DataRange, Images
+from vqr1_metric.loss import (
+    Reduction,
+    checked_reduction,
+    checked_scorer,
+    failures,
+    scores_of,
+    visual_quality_r1_score,
+)
 from vqr1_metric.protocol import Mode
 from vqr1_metric.results import ImageScore, pack_results, unpack_results
-from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer, warn_if_detached
+from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 
-Reduction = Literal["mean", "none"]
+__all__ = ["VisualQualityR1Score", "visual_quality_r1_score"]
 
 #: Fewer scores say too little of their spread for an interval that holds what it states.
 MIN_SCORES_FOR_INTERVAL = 5
@@ -119,12 +127,12 @@ class VisualQualityR1Score(Metric):
         if keep_distributions is not None:
             warn_caller("keep_distributions of version 0.1.0 is now keep_details.")
             keep_details = keep_details or keep_distributions
-        self.reduction = _checked_reduction(reduction)
+        self.reduction = checked_reduction(reduction)
         self.keep_details = keep_details
         self.on_error = on_error
         self.confidence_level = confidence_level
         # A plain object, not a module: what torchmetrics and Lightning do to modules never reaches the weights.
-        self.scorer = QualityScorer(model, mode, **options) if scorer is None else _checked_scorer(scorer)
+        self.scorer = QualityScorer(model, mode, **options) if scorer is None else checked_scorer(scorer)
         if data_range is not None or clamp is not None:
             self.scorer = self.scorer.replace(data_range=data_range, clamp=clamp)
         self._warned = False
@@ -165,7 +173,7 @@ class VisualQualityR1Score(Metric):
         results = self._results_of(images)
         fingerprint = self._own_fingerprint()
         self.fingerprint = _same_fingerprint(torch.stack([self.fingerprint, fingerprint]))
-        scores = _scores_of(results, self.device)
+        scores = scores_of(results, self.device)
         failed = [result for result in results if result.error is not None]
         if self.reduction == "mean":
             added = moments_state([result.score for result in results if result.error is None])
@@ -178,7 +186,7 @@ class VisualQualityR1Score(Metric):
         if failed and not self._warned:
             self._warned = True
             warn_caller(
-                f"{_failures(failed, len(results))} metric.num_failed counts all of them; keep_details=True keeps "
+                f"{failures(failed, len(results))} metric.num_failed counts all of them; keep_details=True keeps "
                 "every reason. This is said once, until reset()."
             )
 
@@ -419,84 +427,6 @@ class VisualQualityR1Score(Metric):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def visual_quality_r1_score(
-    images: Images,
-    scorer: QualityScorer | str,
-    differentiable: bool = False,
-    reduction: Reduction | None = "mean",
-    *,
-    on_error: Literal["nan", "raise"] = "nan",
-    data_range: DataRange | None = None,
-    clamp: bool | None = None,
-) -> Tensor:
-    """Quality of pictures on a scale of 1 to 5, as :class:`VisualQualityR1Score` computes it.
-
-    Args:
-        images: as for :class:`VisualQualityR1Score`.
-        scorer: the model and how to use it; keep one and pass it to every call. Or the name of a model, such as
-            ``"nano"``.
-        differentiable: return expected scores with gradients to floating pixels, for a loss or reward to be
-            *maximised* (``loss = -visual_quality_r1_score(...)``). The judge's weights are frozen and get no ``.grad``;
-            under ``torch.no_grad()`` there is no graph. Needs a scorer with ``mode="score"``. A bad picture raises,
-            since NaN would ruin the weights in training.
-        reduction: ``"mean"`` over the pictures that have a score, or ``"none"``.
-        on_error: ``"nan"`` or ``"raise"``, for a picture that cannot be read.
-        data_range, clamp: as for :class:`VisualQualityR1Score`.
-
-    Returns:
-        Tensor of shape ``()``, or ``(B,)`` for ``"none"``, in [1, 5] or NaN; on the device of the first picture that is
-        a tensor, otherwise on the CPU; float32 (float64 if differentiable and the model is float64).
-
-    Raises:
-        ImageContractError: for tensors and arrays of another form or range, or what is no picture.
-        ImageError: for a bad or missing picture, if ``differentiable`` or ``on_error="raise"``.
-    """
-    reduction = _checked_reduction(reduction)
-    scorer = _named_scorer(scorer) if isinstance(scorer, str) else _checked_scorer(scorer)
-    if data_range is not None or clamp is not None:
-        scorer = scorer.replace(data_range=data_range, clamp=clamp)
-    split = split_images(images)
-    device = next((image.device for image in split if isinstance(image, Tensor)), torch.device("cpu"))
-    if not differentiable:
-        warn_if_detached(split, differentiable)
-        with torch.inference_mode(False), torch.no_grad():
-            results = scorer.score(split, on_error=on_error)
-            scores = _scores_of(results, device)
-            if reduction == "none":
-                return scores
-            failed = [result for result in results if result.error is not None]
-            if failed:
-                warn_caller(f"{_failures(failed, len(results))} reduction='none' returns them as NaN.")
-            elif not results:
-                warn_caller("There are no pictures, so the mean is NaN.")
-            return scores.nanmean()
-    if scorer.mode != "score":
-        raise ValueError(f"Expected a scorer with mode='score' for differentiable=True, but got mode={scorer.mode!r}.")
-    if not split:
-        raise ImageError("Expected at least one picture, but got none.")
-    grad = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
-        means = scorer.distributions(split, differentiable=True).mean.to(device)
-        return means if reduction == "none" else means.mean()
-
-
-@functools.lru_cache(maxsize=8)
-def _named_scorer(model: str) -> QualityScorer:
-    return QualityScorer(model)
-
-
-def _scores_of(results: Sequence[ImageScore], device: torch.device) -> Tensor:
-    return torch.tensor([result.score for result in results], dtype=torch.float32, device=device)
-
-
-def _failures(failed: Sequence[ImageScore], total: int) -> str:
-    first = failed[0]
-    error = first.error or ""
-    reason = error if error.startswith(first.name) else f"{first.name}: {error}"
-    more = ", ..." if len(failed) > 1 else ""
-    return f"{len(failed)} of {total} pictures have no score and are left out of the mean: {reason}{more}."
-
-
 def _same_fingerprint(fingerprints: Tensor) -> Tensor:
     """Reduce fingerprints, ``(n, bytes)``, to the one they must all be; zeros, without pictures, agree with any."""
     known = fingerprints[fingerprints.any(1)]
@@ -509,17 +439,3 @@ def _same_fingerprint(fingerprints: Tensor) -> Tensor:
             "data_range, clamp and on_error."
         )
     return known[0]
-
-
-def _checked_reduction(reduction: str | None) -> Reduction:
-    if reduction == "mean":
-        return "mean"
-    if reduction in ("none", None):
-        return "none"
-    raise ValueError(f"Expected reduction to be 'mean' or 'none', but got {reduction!r}.")
-
-
-def _checked_scorer(scorer: QualityScorer) -> QualityScorer:
-    if not isinstance(scorer, QualityScorer):
-        raise ValueError(f"Expected a QualityScorer, such as QualityScorer('nano'), but got {scorer!r}.")
-    return scorer

@@ -3,10 +3,10 @@
     python -m benchmarks.training.distill --rated labels.csv --images DIR --work DIR \\
         -o benchmarks/results/train_distill.csv
 
-The teacher is nano; its score distributions of 480 photographs without their ratings are what is taught. The student is
+The teacher is nano; its score distributions of 240 photographs without their ratings are what is taught. The student is
 nano with noise on every matrix of its language model (its tower rests), another draw for each seed. Ratings are those
-of 120 of the photographs, as they are dear. Pictures are central squares of 256x256, reduced to 96x96. Each row is one
-run: SRCC of the student's scores with the teacher's and with people's on 240 held-out photographs, before and after.
+of 60 of the photographs, as they are dear. Pictures are central squares of 256x256, reduced to 96x96. Each row is one
+run: SRCC of the student's scores with the teacher's and with people's on 120 held-out photographs, before and after.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def make_files(options: argparse.Namespace) -> dict[str, Path]:
         rows = list(csv.DictReader(stream))
     random = np.random.default_rng(0)
     chosen: dict[str, list[tuple[str, str]]] = {}
-    for split, count in (("train", 480), ("val", 240)):
+    for split, count in (("train", 240), ("val", 120)):
         of_split = [row for row in rows if row["split"] == split]
         chosen[split] = []
         for i in random.permutation(len(of_split))[:count]:
@@ -72,7 +72,7 @@ def make_files(options: argparse.Namespace) -> dict[str, Path]:
             writer.write(result)
     held_out = scorer.score([folder / name for name, _ in chosen["val"]])
     tables = {
-        "ratings": chosen["train"][:120],
+        "ratings": chosen["train"][:60],
         "people": chosen["val"],
         "means": [(name, f"{r.score:.4f}") for (name, _), r in zip(chosen["val"], held_out, strict=True)],
     }
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and models")
     parser.add_argument("-o", "--output", type=Path, required=True, help="CSV file of the results")
     parser.add_argument("--damage", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--summary", action="store_true", help="only read the CSV file")
     options = parser.parse_args()

@@ -181,32 +181,44 @@ class Run:
             self.interrupted = "cancelled"
             return None
         except (Exception, KeyboardInterrupt) as error:
-            if not self._known:
-                raise
-            self.error, self.interrupted = error, f"{type(error).__name__}: {error}".rstrip(": ")
-            warnings.warn(f"The run ended early, what was made is kept: {self.interrupted}", stacklevel=2)
+            self._end(error)
             return None
         if made.call is not None and made.call.cancelled:
             self.interrupted = "cancelled"
         return made
 
+    def _end(self, error: BaseException) -> None:
+        """Make no more, and hand back what there is; raise the error if there is nothing."""
+        if not self._known:
+            raise error
+        self.error, self.interrupted = error, f"{type(error).__name__}: {error}".rstrip(": ")
+        warnings.warn(f"The run ended early, what was made is kept: {self.interrupted}", stacklevel=2)
+
     def _count(self, rows: int) -> None:
         self.rows += rows
 
     def _take(self, chunk: list[Candidate], made: Made, new: bool) -> None:
-        results, extras = self._score(made)
-        for row, (candidate, picture, result, extra) in enumerate(
-            zip(chunk, made.pictures, results, extras, strict=True)
-        ):
-            candidate.picture, candidate.result, candidate.extras = picture, result, extra
+        try:
+            results, extras = self._score(made)
+        except KeyboardInterrupt as error:
+            self._end(error)
+            for candidate in chunk:
+                candidate.survived = False
+            return
+        for row, candidate in enumerate(chunk):
+            candidate.picture, candidate.result, candidate.extras = made.pictures[row], results[row], extras[row]
             if self.budget is not None and candidate.noise is None and made.call is not None:
                 assert made.call.noise is not None
                 candidate.noise, candidate.noise_added = made.call.noise[row : row + 1].cpu(), made.call.added
-            if self.store is not None and new and result.error is None:  # an error may pass
-                self.store.put(candidate.seed, picture)
-            if self.on_candidate is not None:
-                self.on_candidate(candidate)
         self._known = True
+        try:
+            for candidate in chunk:
+                if self.store is not None and new and candidate.result.error is None:  # an error may pass
+                    self.store.put(candidate.seed, candidate.picture)
+                if self.on_candidate is not None:
+                    self.on_candidate(candidate)
+        except (Exception, KeyboardInterrupt) as error:  # a full disk, say
+            self._end(error)
 
     def _score(self, made: Made) -> tuple[list[Any], list[dict[str, float]]]:
         started = time.perf_counter()

@@ -143,6 +143,18 @@ def test_win_probabilities_are_those_of_the_library() -> None:
         ({"a": ["x/1.png", "2.png"], "b": ["x/1.jpg", "2.PNG"]}, [], {"x/1": ("x/1.png", "x/1.jpg")}, "by path"),
         ({"a": ["1.png", "2.png"], "b": ["x/1.png", "y/2.png"]}, [], {"2": ("2.png", "y/2.png")}, "by file name"),
         (
+            {"a": ["old/c1/1.png", "old/c2/1.png"], "b": ["/n/c1/1.png", "/n/c2/1.png"]},
+            [],
+            {"old/c2/1": ("old/c2/1.png", "/n/c2/1.png")},
+            "by path below their folders",
+        ),
+        (
+            {"a": ["1_out.png", "2_out.png"], "b": ["1.png", "2.png"]},
+            [],
+            {"2_out": ("2_out.png", "2.png")},
+            "'_out' taken off the names of a",
+        ),
+        (
             {"a": ["1.png", "2.png"], "b": ["1_out.png", "2_out.png"]},
             ["_out"],
             {"1": ("1.png", "1_out.png")},

@@ -73,3 +73,14 @@ def test_names_that_are_not_text(photos: Path, tmp_path: Path):
     score_to_parquet(formula_scorer(), [photos], tmp_path / "scores")
     paths = [os.fsencode(unescape_name(path)) for path in pq.read_table(tmp_path / "scores")["path"].to_pylist()]
     assert os.fsencode(photos) + b"/a\xff\n.png" in paths
+
+
+def test_the_documents_function_for_other_engines(photos: Path):
+    pandas = pytest.importorskip("pandas")
+    text = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    code = next(block for block in text.split("```python\n") if "def score(frames)" in block).split("```")[0]
+    names: dict = {}
+    exec(compile(code, "integrations.md", "exec"), names)
+    frame = pandas.DataFrame({"path": [str(photos / "1.png"), str(photos / "bad.png")], "label": [1, 2]})
+    (scored,) = names["score"]([frame])
+    assert scored["error"][1] and list(scored["label"]) == [1, 2] and scored["score"].notna().tolist() == [True, False]

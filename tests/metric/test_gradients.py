@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
-from vqr1_metric import QualityScorer, visual_quality_r1_score
-from vqr1_metric.images import ImageError
+from vqr1_metric import QualityScorer, VisualQualityR1Loss, visual_quality_r1_score
+from vqr1_metric.images import ImageContractError, ImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*only .*% of the model's answers")
 
@@ -111,6 +111,22 @@ def test_a_loss_trains_what_made_the_pictures(scorer):
         (-score).backward()
         optimizer.step()
     assert scores == sorted(scores) and scores[-1] > scores[0]
+
+
+def test_the_loss_is_what_the_score_lacks(scorer):
+    images = pictures(2, 3, 56, 56).requires_grad_()
+    loss = VisualQualityR1Loss(scorer)
+    value = loss(images, images)
+    score = visual_quality_r1_score(images, scorer, differentiable=True)
+    assert value.shape == () and 0 <= value <= 4 and float(value.detach()) == pytest.approx(5 - float(score.detach()))
+    value.backward()
+    gradient, images.grad = images.grad, None
+    (-score).backward()
+    torch.testing.assert_close(gradient, images.grad, atol=1e-12, rtol=0)
+    assert list(loss.parameters()) == [] and VisualQualityR1Loss(scorer, "none")(images).shape == (2,)
+    with pytest.raises(ImageContractError, match="clamp"):
+        loss(images * 1.5)
+    assert VisualQualityR1Loss(scorer, clamp=True)(images * 1.5).isfinite()
 
 
 def test_bad_pictures_and_other_modes_raise(scorer, tiny_qwen2_5_vl):

@@ -13,6 +13,7 @@ import pytest
 from evaluation_files import save_picture, write_xlsx
 
 from vqr1_metric.ratings import RatingError, RatingSet, read_ratings
+from vqr1_metric.train_ranker.data import read_sets
 
 
 @dataclass
@@ -161,8 +162,12 @@ def test_one_reading_whoever_asks(folder: Path, golden: Golden) -> None:
     if golden.problems:
         with pytest.raises(RatingError, match=rf"{golden.file}, line \d+"):
             read_ratings(path, folder / "pictures", strict=True, **golden.told)
-    else:
-        check(golden, read_ratings(path, folder / "pictures", strict=True, **golden.told), path)
+        return
+    check(golden, read_ratings(path, folder / "pictures", strict=True, **golden.told), path)
+    if not golden.told:  # what `vqr1 train` reads is the same, parted by data set
+        parts = read_sets([path], [folder / "pictures"])
+        assert [part.images for part in parts] == [part.images for part in lenient.by_dataset()]
+        assert [part.preferences for part in parts] == [part.preferences for part in lenient.by_dataset()]
 
 
 @pytest.mark.parametrize("word", ["dev", "testing", "eval", "holdout", "val1", "0"])

@@ -125,8 +125,12 @@ class ScoringBackend(Protocol):
     by content and without secrets. One without goes by its name and revision.
     """
 
-    #: What was loaded: hub name or folder, and the commit or content hash it had.
-    model_id: str
+    @property
+    def model_id(self) -> str:
+        """What was loaded: hub name or folder; an attribute will do."""
+        ...
+
+    #: The commit or content hash it had.
     revision: str
     #: The model's own preprocessing; a caller may pass one with other pixel limits.
     pixel_config: PixelConfig

@@ -16,6 +16,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
+from typing import TextIO
 
 from vqr1_metric import __version__
 from vqr1_metric.cli.streams import forgiving_stderr, give_up, open_standard_streams
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with forgiving_stderr(), warnings.catch_warnings():
         warnings.showwarning = (lambda *args, **options: None) if silent else _show_warning
         try:
-            code = _module(args.command).run(args)
+            code: int = _module(args.command).run(args)
             sys.stdout.flush()
             return code
         except KeyboardInterrupt as error:
@@ -115,7 +117,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _module(command: str):
+def _module(command: str) -> ModuleType:
     return import_module(f"{__name__}.{command}")
 
 
@@ -147,6 +149,13 @@ def one_line(message: str) -> str:
     return printable(" ".join(redact(message).split()))
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     if issubclass(category, UserWarning):  # the others speak to programmers
         warn(str(message))

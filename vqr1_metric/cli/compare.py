@@ -29,12 +29,12 @@ def run(args: argparse.Namespace) -> int:
     chance = comparison.win_probability
     if args.json:
         rows = {key: score_files.as_json(result, details=False) for key, result in zip("ab", results, strict=True)}
-        wins = {"a_wins": round(chance, 6), "b_wins": round(1 - chance, 6), "winner": comparison.winner}
-        print(json.dumps(rows | wins))
+        answer = {"a_wins": round(chance, 6), "b_wins": round(1 - chance, 6), "winner": comparison.winner}
+        print(json.dumps(rows | answer))
         return 0
     print(f"{'':>5}  {'score ± std':<12}  looks better  picture")
     for key, result, wins in zip("AB", results, (chance, 1 - chance), strict=True):
         print(f"{key:>5}  {result.score:5.2f} ± {result.std:4.2f}  {wins:>12.1%}  {printable(result.name)}")
-    winner = {"a": f"A, {comparison.a.name}", "b": f"B, {comparison.b.name}", "tie": "neither: it is a coin toss"}
-    print(f"winner: {printable(winner[comparison.winner])}")
+    winners = {"a": f"A, {comparison.a.name}", "b": f"B, {comparison.b.name}", "tie": "neither: it is a coin toss"}
+    print(f"winner: {printable(winners[comparison.winner or 'tie'])}")
     return 0

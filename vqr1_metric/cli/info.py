@@ -65,7 +65,8 @@ def _environment() -> dict[str, Any]:
 
 def _model(args: argparse.Namespace) -> dict[str, Any]:
     scorer = build_scorer(args)
-    backend, limits = scorer.backend, scorer.pixel_config
+    backend: Any = scorer.backend  # of this process, which has more to say than the protocol
+    limits = scorer.pixel_config
     return {
         "model": backend.model_id,
         "revision": backend.revision,

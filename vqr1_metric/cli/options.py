@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from vqr1_metric.protocol import MODES
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from vqr1_metric.images.find import ImageFinder
     from vqr1_metric.scorer import QualityScorer
 
@@ -61,7 +63,7 @@ def add_bootstrap_options(parser: argparse.ArgumentParser | argparse._ArgumentGr
     )
 
 
-def progress(total: int, *, silent: bool, label: str | None = None):
+def progress(total: int, *, silent: bool, label: str | None = None) -> tqdm[Any]:
     """A bar with the time left, on stderr."""
     from tqdm import tqdm
 
@@ -204,7 +206,7 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
     return scorer
 
 
-def _remote_scorer(args: argparse.Namespace, given: dict) -> QualityScorer:
+def _remote_scorer(args: argparse.Namespace, given: dict[str, Any]) -> QualityScorer:
     """A scorer whose model is behind ``--server``, under the name ``--model`` or the only one there."""
     from vqr1_metric.backends.base import ModelError
     from vqr1_metric.backends.http import HttpBackend

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from typing import TYPE_CHECKING
 
 from vqr1_metric import score_files
 from vqr1_metric.cli import CommandError
 from vqr1_metric.cli.options import add_image_options, add_model_options, build_scorer, image_finder
 from vqr1_metric.images.names import printable
+
+if TYPE_CHECKING:
+    from vqr1_metric.results import RankedImage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _line(place) -> str:
+def _line(place: RankedImage) -> str:
     result = place.result
     if place.rank is None:
-        return f"    -    nan  {'':<5}  {'-':>10}  {printable(result.error)}"
+        return f"    -    nan  {'':<5}  {'-':>10}  {printable(result.error or '')}"
     chance = f"{place.beats_next:.0%}" if place.beats_next is not None else "-"
     place_and_mark = f"{place.rank:4d}{'=' if place.tied else ' '}"
     return f"{place_and_mark}  {result.score:5.2f} ± {result.std:4.2f}  {chance:>10}  {printable(result.name)}"

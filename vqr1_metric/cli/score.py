@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -137,7 +136,7 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 def _progress_bar(
     args: argparse.Namespace, finder: ImageFinder, mine: Callable[[Found], bool] | None = None
-) -> contextlib.AbstractContextManager[tqdm]:
+) -> tqdm[Any]:
     from tqdm import tqdm
 
     if args.silent:
@@ -177,7 +176,7 @@ def _report(
 class _Table:
     """Rows on stdout, aligned; what varies in length comes last."""
 
-    def __init__(self, bar) -> None:
+    def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar
 
     def __enter__(self) -> _Table:

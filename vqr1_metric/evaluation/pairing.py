@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,8 +12,6 @@ from vqr1_metric.ratings import Problem, RatingError
 from vqr1_metric.ratings.lookup import image_files
 from vqr1_metric.ratings.parse import find_columns
 from vqr1_metric.ratings.tables import read_table
-
-Key = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,10 @@ def image_names(folder: Path) -> list[str]:
 def pair_names(methods: Mapping[str, Sequence[str]], strip: Sequence[str] = ()) -> Pairing:
     """Match the files of several methods by their names.
 
-    Names match without suffix and case: as paths, or, where paths do not match (one folder flat, another nested), by
-    file name alone. If they still do not, an ending that most names of a method add to one of the first method
-    (``01_out.png`` for ``01.png``) is taken off; what was taken off is part of the rule.
+    Names match without suffix and case: as paths, as paths below the folder that all names of a method share, or by
+    file name alone (one folder flat, another nested). An ending that most names of a method add to those of the method
+    with the shortest ones (``01_out.png`` for ``01.png``) is taken off. The first rule that pairs most counts, and is
+    told.
 
     Args:
         methods: method -> names of its files, relative to its folder.
@@ -80,49 +79,61 @@ def pair_names(methods: Mapping[str, Sequence[str]], strip: Sequence[str] = ()) 
             stem = expression.sub("", stem) or stem
         return (path.parent / stem).as_posix().lower()
 
-    def as_file(name: str) -> str:
-        return as_path(name).rsplit("/", 1)[-1]
-
+    keys = {method: [as_path(name) for name in names] for method, names in methods.items()}
+    inner = {method: _below_common_folder(paths) for method, paths in keys.items()}
+    flat = {method: [path.rsplit("/", 1)[-1] for path in paths] for method, paths in keys.items()}
     told = f", without {' and '.join(strip)} at the end" if strip else ""
-    best: tuple[int, dict[str, dict[str, str]], str] = (0, {}, "")
-    for key, rule in ((as_path, "by path"), (as_file, "by file name")):
-        tables = {method: _unique(names, key) for method, names in methods.items()}
-        best = max(best, (_shared(tables), tables, f"{rule}{told}"), key=lambda entry: entry[0])
-    first = next(iter(methods))
-    for key, rule in ((as_path, "by path"), (as_file, "by file name")) if not best[0] else ():
-        tables, off = {}, []
-        for method, names in methods.items():
-            ending = "" if method == first else _ending([key(name) for name in methods[first]], [key(n) for n in names])
-            tables[method] = _unique(names, lambda name, key=key, end=ending: key(name).removesuffix(end))  # type: ignore[misc]
-            off += [f"{ending!r} taken off the names of {method}"] if ending else []
-        best = max(best, (_shared(tables), tables, ", ".join([rule + told, *off])), key=lambda entry: entry[0])
-    count, tables, rule = best
+    count, tables, rule = 0, dict[str, dict[str, str]](), ""
+    for kind, found in (("by path", keys), ("by path below their folders", inner), ("by file name", flat)):
+        for short, off in ((found, []), _without_endings(found)):
+            unique = {method: _unique(short[method], names) for method, names in methods.items()}
+            shared = len(set.intersection(*(set(table) for table in unique.values())))
+            if shared > count:
+                count, tables, rule = shared, unique, ", ".join([kind + told, *off])
     if not count:
         shown = "; ".join(f"{method}: {', '.join(list(names)[:2])}" for method, names in methods.items())
         raise RatingError(
             f"Expected files of the same scenes, but no name is in all of them ({shown}). What methods add to the end "
             "of names is taken off with strip=[...] (--strip _out --strip '_x[234]')."
         )
+    first = next(iter(methods))
     scenes = [scene for scene in tables[first] if all(scene in table for table in tables.values())]
+    taken = {method: {table[scene] for scene in scenes} for method, table in tables.items()}
     problems = [
         Problem("missing picture", f"{method}/{name}", "has no partner, or shares its name: left out")
         for method, names in methods.items()
         for name in names
-        if name not in {tables[method][scene] for scene in scenes}
+        if name not in taken[method]
     ]
     files = {method: tuple(table[scene] for scene in scenes) for method, table in tables.items()}
     titles = tuple(PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix() for name in files[first])
     return Pairing(titles, files, rule, tuple(problems))
 
 
-def _unique(names: Sequence[str], key: Key) -> dict[str, str]:
+def _unique(keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """Key -> name, without the keys that several names have."""
-    counts = Counter(key(name) for name in names)
-    return {key(name): name for name in names if counts[key(name)] == 1}
+    counts = Counter(keys)
+    return {key: name for key, name in zip(keys, names, strict=True) if counts[key] == 1}
 
 
-def _shared(tables: Mapping[str, Mapping[str, str]]) -> int:
-    return len(set.intersection(*(set(table) for table in tables.values())))
+def _below_common_folder(paths: Sequence[str]) -> list[str]:
+    folders = [path.split("/")[:-1] for path in paths]
+    shared = 0
+    while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
+        shared += 1
+    return ["/".join(path.split("/")[shared:]) for path in paths]
+
+
+def _without_endings(keys: Mapping[str, Sequence[str]]) -> tuple[dict[str, Sequence[str]], list[str]]:
+    """Keys without what most of a method's add to those of the method with the shortest, and what that is, in words."""
+    base = min(keys, key=lambda method: sum(map(len, keys[method])) / len(keys[method]))
+    found: dict[str, Sequence[str]] = {}
+    told = []
+    for method, names in keys.items():
+        ending = "" if method == base else _ending(keys[base], names)
+        found[method] = [name.removesuffix(ending) for name in names]
+        told += [f"{ending!r} taken off the names of {method}"] if ending else []
+    return found, told
 
 
 def _ending(short: Sequence[str], long: Sequence[str]) -> str:
@@ -151,7 +162,7 @@ def group_scenes(scenes: Sequence[str], by: str) -> list[str]:
         found = [PurePosixPath(scene).parent.as_posix() for scene in scenes]
     elif colon and Path(file).is_file():
         table = _column(Path(file), column)
-        stems = _unique(list(table), lambda name: PurePosixPath(name).name)
+        stems = _unique([PurePosixPath(name).name for name in table], list(table))
         found = [
             table.get(scene.lower()) or table.get(stems.get(PurePosixPath(scene).name.lower(), "")) or ""
             for scene in scenes

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import binascii
 import io
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
@@ -198,7 +198,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
     return b"".join([chunk async for chunk in _stream(request, limits)])
 
 
-async def _stream(request: Request, limits: Limits) -> AsyncIterator[bytes]:
+async def _stream(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     received = 0
     chunks = request.stream()
     while True:

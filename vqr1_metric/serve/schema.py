@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -97,15 +98,16 @@ class Info(BaseModel):
 def picture_score(result: ImageScore, level: float, distribution: bool) -> PictureScore:
     """A result as JSON."""
     known = result.error is None
+    low, high = result.interval(level)
     return PictureScore(
         name=result.name,
         score=_number(result.score),
         std=_number(result.std),
-        interval=tuple(round(bound, 2) for bound in result.interval(level)) if known else None,
+        interval=(round(low, 2), round(high, 2)) if known else None,
         coverage=_number(result.coverage),
         tag_probability=_number(result.tag_probability),
         reliable=result.reliable,
-        error=None if known else result.error.removeprefix(f"{result.name}: "),
+        error=None if result.error is None else result.error.removeprefix(f"{result.name}: "),
         probabilities=[float(f"{p:.6g}") for p in result.distribution.probabilities.tolist()]
         if known and distribution
         else None,
@@ -117,7 +119,7 @@ def picture_score(result: ImageScore, level: float, distribution: bool) -> Pictu
     )
 
 
-def ranking(results: Sequence[ImageScore]) -> dict[str, list]:
+def ranking(results: Sequence[ImageScore]) -> dict[str, list[Any]]:
     """The fields that :class:`Ranking` adds."""
     places = [
         Place(rank=place.rank, index=place.index, name=place.result.name, tied=place.tied, beats_next=place.beats_next)

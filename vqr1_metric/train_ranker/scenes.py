@@ -58,7 +58,8 @@ def thumbnail(image: Tensor) -> Tensor:
     # Many photographs are bright above and dark below; that alone makes no scene.
     plane = torch.linalg.qr(torch.stack([torch.ones(_SIDE, _SIDE), x.float(), y.float()], -1).view(-1, 3)).Q
     rest: Tensor = small - plane @ (plane.T @ small)
-    return rest / torch.linalg.norm(rest).clamp(min=1e-6)
+    unit: Tensor = rest / torch.linalg.norm(rest).clamp(min=1e-6)
+    return unit
 
 
 def first_alike(thumbnails_ND: Tensor) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqr1_metric.backends.base import ScoringBackend
+from vqr1_metric.functional.agreement import pairs_agreement, plcc, srcc
 from vqr1_metric.protocol import QUESTION, VISUALQUALITY_R1, question
 from vqr1_metric.ratings import RatingSet
 from vqr1_metric.scorer import QualityScorer
@@ -63,20 +64,14 @@ def validation_metrics(sets: Sequence[RatingSet], results: Sequence[tuple[int, i
 
 def correlations(predicted: Tensor, quality: Tensor) -> tuple[float, float]:
     """Spearman and Pearson correlation of scores ``(N,)``, NaN ones left out; NaN where undefined."""
-    from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
-
     known = torch.isfinite(predicted)
     x, y = predicted[known], quality[known]
-    if len(x) < MIN_VALIDATION or x.max() == x.min() or y.max() == y.min():
+    if len(x) < MIN_VALIDATION:
         return math.nan, math.nan
-    return float(spearman_corrcoef(x, y)), float(pearson_corrcoef(x, y))
+    return srcc(x, y), plcc(x, y)
 
 
 def _pairwise(s: RatingSet, predicted: Tensor) -> float:
     score = {image.name: float(value) for image, value in zip(s.images, predicted, strict=True)}
-    right = []
-    for pair in s.preferences:
-        difference = score[pair.a] - score[pair.b]
-        if pair.share != 0.5 and not math.isnan(difference):
-            right.append(0.5 if difference == 0 else float((difference > 0) == (pair.share > 0.5)))
-    return sum(right) / len(right) if right else math.nan
+    gaps = torch.tensor([score[pair.a] - score[pair.b] for pair in s.preferences])
+    return pairs_agreement(gaps, torch.tensor([pair.share - 0.5 for pair in s.preferences]))

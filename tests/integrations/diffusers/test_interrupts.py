@@ -174,6 +174,28 @@ def best_of_calls(tiny):
     return len(calls)
 
 
+def test_what_fails_while_candidates_are_handed_on_or_scored_loses_none(sd):
+    def full(candidate):
+        if candidate.seed == 5:
+            raise OSError("no space left on device")
+
+    out = best_of(sd, n=12, keep=12, on_candidate=full)
+    assert isinstance(out.error, OSError)
+    assert sorted(out.seeds) == list(range(8))
+
+    class Impatient(Failing):
+        def score(self, images):
+            self.count += 1
+            if self.count == 2:
+                raise KeyboardInterrupt
+            return self.inner.score(images)
+
+    out = best_of(sd, n=12, keep=12, scorer=Impatient(()))
+    assert (out.interrupted, sorted(out.seeds)) == ("KeyboardInterrupt", [0, 1, 2, 3])
+    with pytest.raises(KeyboardInterrupt):
+        best_of(sd, n=4, preview_at_ratio=0.4, survivors=2, scorer=Impatient(()))
+
+
 def test_a_failure_before_anything_was_finished_is_raised(sd):
     with failing(sd.pipe.unet, 3), pytest.raises(RuntimeError, match="out of memory"):
         best_of(sd, n=16)
