@@ -111,8 +111,11 @@ class Guard(TrainerCallback):
 
 
 def all_finite(tensors: list[torch.Tensor]) -> bool:
-    """Are all values of all tensors finite?"""
-    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    """Are all values of all tensors finite? Of a weight that ZeRO-3 divides, this process's part."""
+    parts = [getattr(tensor, "ds_tensor", tensor) for tensor in tensors]
+    floating = [part.detach() for part in parts if part.is_floating_point() and part.numel()]
+    if not floating:
+        return True
     norms = torch._foreach_norm(floating, math.inf)
     return bool(torch.isfinite(torch.stack([norm.float().to(norms[0].device) for norm in norms])).all())
 
