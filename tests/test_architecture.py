@@ -23,7 +23,7 @@ OWNERS = {
     r"def (ranking_reward|fidelity|preference_label)\b": {"functional/reward.py"},
     r"(?m)^def (comparison_probability|win_probability)\b": {"functional/thurstone.py"},
     r"\bget_rope_index\b": {"backends/inputs.py"},
-    r"def identity\b": {"scorer.py", "parts.py", "backends/", "protocol.py"},
+    r"def identity\b": {"scorer.py", "ensemble.py", "parts.py", "backends/", "protocol.py"},
     r"argparse": {"cli/", "train_ranker/__main__.py"},
 }
 

@@ -135,7 +135,7 @@ class Question:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """For each of ``values`` the first of its texts."""
-        first = {value: text for text, value in reversed(self.answers.items())}
+        first = {value: text for text, value in reversed(list(self.answers.items()))}
         return tuple(first[value] for value in self.values)
 
     @property

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vqr1_metric.backends.loading import ModelSpec
 from vqr1_metric.backends.transformers import TransformersBackend
-from vqr1_metric.protocol import question
+from vqr1_metric.protocol import Question, question
 
 _NUMBERS = [f"{a}.{b}{c}" for a, b, c in itertools.product("12345", "0123456789", "0123456789")]
 _ANSWERS = [f"<answer>{blank}{number}</answer>" for blank in ("", " ", "\n") for number in _NUMBERS]
@@ -68,6 +68,7 @@ class ChatServer:
         self, backend: TransformersBackend, *, states_logprobs: bool = True, continues: bool = True, key: str = ""
     ) -> None:
         self.backend, self.states_logprobs, self.continues, self.key = backend, states_logprobs, continues, key
+        self.other: Question | None = None  # what it may be asked besides
         self.faults: list[str] = []
         self.requests: list[Chat] = []
         self.bad_heights: dict[int, int] = {}
@@ -120,7 +121,7 @@ class ChatServer:
         choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "length"}
         return JSONResponse({"object": "chat.completion", "model": self.name, "choices": [choice]})
 
-    def _check(self, chat: Chat) -> tuple[torch.Tensor, bool, str, bool]:
+    def _check(self, chat: Chat) -> tuple[torch.Tensor, bool | Question, str, bool]:
         def expect(condition: bool, message: str) -> None:
             if not condition:
                 raise HTTPException(400, message)
@@ -142,12 +143,14 @@ class ChatServer:
         pixels = np.array(Image.open(io.BytesIO(base64.b64decode(data, validate=True))))
         begun = rest[0]["content"] if rest else ""
         expect(len(rest) < 2 and isinstance(begun, str), "at most one begun reply")
-        thinking = text["text"] == question(True)
-        expect(thinking or text["text"] == question(False), "another question")
+        thinking: bool | Question = text["text"] == question(True)
+        if self.other is not None and text["text"] == self.other.text:
+            thinking = self.other
+        expect(bool(thinking) or text["text"] == question(False), "another question")
         return torch.from_numpy(pixels).permute(2, 0, 1), thinking, begun if self.continues else "", vision_id
 
     @torch.no_grad()
-    def _generate(self, chat: Chat, image: torch.Tensor, thinking: bool, begun: str, vision_id: bool):
+    def _generate(self, chat: Chat, image: torch.Tensor, thinking: bool | Question, begun: str, vision_id: bool):
         backend = self.backend
         generator = torch.Generator().manual_seed(chat.seed or 0)
         ids = backend.tokenizer.encode(begun, add_special_tokens=False) if begun else []
@@ -169,11 +172,13 @@ class ChatServer:
             taken.append(token)
         return taken, stated
 
-    def _next(self, image: torch.Tensor, thinking: bool, text: str, vision_id: bool) -> torch.Tensor:
+    def _next(self, image: torch.Tensor, thinking: bool | Question, text: str, vision_id: bool) -> torch.Tensor:
         """Log-probabilities of the next token; kept, as servers do, since many requests begin alike."""
         key = (image.numpy().tobytes(), image.shape, thinking, text, vision_id)
         if key not in self._known:
-            inputs = self.backend._inputs([image], self.backend.pixel_config, thinking, [text], vision_id)
+            other = {"question": thinking} if isinstance(thinking, Question) else {}
+            thinks = thinking is True
+            inputs = self.backend._inputs([image], self.backend.pixel_config, thinks, [text], vision_id, **other)
             self._known[key] = self.backend.model(**inputs).logits[0, -1].float().log_softmax(-1)
         return self._known[key]
 

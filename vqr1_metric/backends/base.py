@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution
+from vqr1_metric.protocol import VISUALQUALITY_R1, Question
 
 #: What a question is about: one image ``(3, H, W)``, or several.
 Asked = Tensor | tuple[Tensor, ...]
@@ -135,17 +136,24 @@ class ScoringBackend(Protocol):
     #: The model's own preprocessing; a caller may pass one with other pixel limits.
     pixel_config: PixelConfig
 
-    def sequence_length(self, visual_tokens: int, thinking: bool) -> int:
+    def sequence_length(self, visual_tokens: int, thinking: bool, question: Question = VISUALQUALITY_R1) -> int:
         """Tokens one picture costs in :meth:`distributions`, the question and the answer tree included."""
         ...
 
     def distributions(
-        self, images: Sequence[Tensor], pixel_config: PixelConfig, *, replies: Sequence[str] | None = None
+        self,
+        images: Sequence[Asked],
+        pixel_config: PixelConfig,
+        *,
+        replies: Sequence[str] | None = None,
+        question: Question | Sequence[Question] = VISUALQUALITY_R1,
     ) -> ScoreDistribution:
         """Score distributions in one forward pass, leading shape ``(B,)``.
 
         With ``replies`` (texts up to, not including, the answer tag) the question is the thinking one and the
-        distribution is that of the answer after each text; without, the non-thinking question is asked.
+        distribution is that of the answer after each text; without, the non-thinking question is asked. ``question`` is
+        one for all images, or one for each with the same answers; a backend that knows VisualQuality-R1's alone may
+        leave it out. An image is a tuple of them where the question is about several.
         """
         ...
 
@@ -157,6 +165,7 @@ class ScoringBackend(Protocol):
         *,
         thinking: bool,
         add_vision_id: bool,
+        question: Question = VISUALQUALITY_R1,
     ) -> list[list[str]]:
         """K sampled replies for each picture."""
         ...

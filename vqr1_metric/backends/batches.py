@@ -54,7 +54,7 @@ class Batches:
         if not lengths:
             return
         most_visual = math.inf if tokens else getattr(backend, "batch_visual_tokens", math.inf)
-        wanted = tokens or getattr(backend, "batch_tokens", DEFAULT_BATCH_TOKENS)
+        wanted: int = tokens or getattr(backend, "batch_tokens", DEFAULT_BATCH_TOKENS)
         batch: list[int] = []
         held = 0  # tokens, without padding
         for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,15 +41,15 @@ class _Switch:
     def turn_on(self) -> None:
         with self._lock:
             if self._wanted == 0:
-                self._before = torch.backends.mkldnn.matmul.fp32_precision
-                torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+                matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch 2.9 and later
+                self._before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
             self._wanted += 1
 
     def turn_off(self) -> None:
         with self._lock:
             self._wanted -= 1
             if self._wanted == 0:
-                torch.backends.mkldnn.matmul.fp32_precision = self._before
+                torch.backends.mkldnn.matmul.fp32_precision = self._before  # type: ignore[attr-defined]
 
 
 _switch = _Switch()
@@ -56,7 +57,7 @@ _switch = _Switch()
 
 @cache
 def _onednn_is_faster() -> bool:
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and later
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and later
     if not hasattr(matmul, "fp32_precision") or not torch.backends.mkldnn.is_available():
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or _vendor() in ("GenuineIntel", None):

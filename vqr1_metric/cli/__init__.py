@@ -31,6 +31,7 @@ COMMANDS = {
     "merge": "score files of several runs, such as the parts of --shard, into one",
     "rank": "order pictures from best to worst, ties marked",
     "compare": "which of two pictures looks better, and how surely",
+    "ask": "closed questions about pictures: levels, attributes, alignment, or your own",
     "explain": "the score distribution of a picture and the model's reasoning",
     "evaluate": "agreement with people: correlations, intervals and tests against others",
     "train": "from rated pictures to a ranker that scores them",

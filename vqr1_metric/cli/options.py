@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from vqr1_metric.protocol import MODES
+from vqr1_metric.protocol import MODES, QUESTIONS
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -142,6 +142,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
             default="score",
             help="score: one forward pass, deterministic (default); think: sampled reasonings; sample: sampled replies",
         )
+        group.add_argument(
+            "--question",
+            choices=[name for name, asked in QUESTIONS.items() if asked.images == 1 and not asked.needs_prompt],
+            help="what is asked (default: visualquality-r1); others are for --mode score. `vqr1 ask` asks several",
+        )
         group.add_argument("--thinking", action="store_true", help="let --mode sample ask the thinking question")
         group.add_argument(
             "--server",
@@ -172,6 +177,7 @@ def build_scorer(args: argparse.Namespace) -> QualityScorer:
     names = (
         "mode",
         "thinking",
+        "question",
         "revision",
         "device",
         "device_map",

@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vqr1_metric.backends.base import ImageFailed, ModelError, Sampling
+from vqr1_metric.backends.base import Asked, ImageFailed, ModelError, Sampling
 from vqr1_metric.backends.digests import digest_of, preprocessor_digest
+from vqr1_metric.backends.http.closed import closed_distribution
 from vqr1_metric.backends.http.walk import AnswerWalk, rest_of_answer
 from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution
-from vqr1_metric.protocol import OPENING, parse_reply, question
+from vqr1_metric.protocol import OPENING, VISUALQUALITY_R1, Question, parse_reply
 from vqr1_metric.redaction import SERVER_KEY, redact
 
 try:
@@ -172,22 +173,31 @@ class HttpBackend:
             "preprocessor": preprocessor_digest(self.pixel_config),
         }
 
-    def sequence_length(self, visual_tokens: int, thinking: bool) -> int:
+    def sequence_length(self, visual_tokens: int, thinking: bool, question: Question = VISUALQUALITY_R1) -> int:
         """1: the server makes its own batches, so a call may hold as many pictures as there are."""
         return 1
 
     def distributions(
-        self, images: Sequence[Tensor], pixel_config: PixelConfig, *, replies: Sequence[str] | None = None
+        self,
+        images: Sequence[Asked],
+        pixel_config: PixelConfig,
+        *,
+        replies: Sequence[str] | None = None,
+        question: Question | Sequence[Question] = VISUALQUALITY_R1,
     ) -> ScoreDistribution:
-        """Score distributions, leading shape ``(B,)``."""
-        if torch.is_grad_enabled() and any(image.requires_grad for image in images):
+        """Distributions of the answers, leading shape ``(B,)``."""
+        pictures = [(image,) if isinstance(image, Tensor) else image for image in images]
+        if torch.is_grad_enabled() and any(one.requires_grad for picture in pictures for one in picture):
             raise ModelError("A model behind a server gives no gradients: use a local one for differentiable scores.")
+        if question is not VISUALQUALITY_R1:
+            asked = [question] * len(images) if isinstance(question, Question) else list(question)
+            return self._closed(pictures, pixel_config, asked)
         if not self._can_read():
             if replies is not None:
                 raise ModelError(
                     f"{self._connection.base_url}: mode 'think' needs log-probabilities; use mode 'sample'."
                 )
-            return self._from_samples(images, pixel_config)
+            return self._from_samples([picture[0] for picture in pictures], pixel_config)
         begun = replies or [""] * len(images)
 
         async def run(client: ChatClient) -> list[ScoreDistribution]:
@@ -203,7 +213,35 @@ class HttpBackend:
 
                 return await AnswerWalk(expand, self._threshold).distribution()
 
-            return await all_of(map(one, images, begun))
+            return await all_of(map(one, (picture[0] for picture in pictures), begun))
+
+        return ScoreDistribution.stack(self._run(run)).to(torch.float32)
+
+    def ask(
+        self, images: Sequence[Tensor], questions: Sequence[Question | Sequence[Question]], pixel_config: PixelConfig
+    ) -> list[ScoreDistribution]:
+        """Several questions about each image, one after the other; caching what was read is up to the server."""
+        asked = [one if isinstance(one, Question) or len(set(one)) > 1 else one[0] for one in questions]
+        return [self.distributions(images, pixel_config, question=question) for question in asked]
+
+    def _closed(
+        self, pictures: Sequence[tuple[Tensor, ...]], pixel_config: PixelConfig, asked: Sequence[Question]
+    ) -> ScoreDistribution:
+        """Distributions of the answers to other questions than VisualQuality-R1's."""
+        if not self._can_read():
+            raise ModelError(f"{self._connection.base_url}: closed questions need log-probabilities of begun replies.")
+
+        async def run(client: ChatClient) -> list[ScoreDistribution]:
+            async def one(picture: tuple[Tensor, ...], question: Question) -> ScoreDistribution:
+                chat = _chat([_data_url(image, pixel_config) for image in picture], thinking=False, asked=question)
+
+                async def expand(text: str, tokens: int) -> Sequence[tuple[str, Mapping[str, float]]]:
+                    request = self._continue(chat, question.opening + text, tokens)
+                    return (await client.complete(request, self._check_steps)).steps or []
+
+                return await closed_distribution(expand, question, self._threshold)
+
+            return await all_of(map(one, pictures, asked))
 
         return ScoreDistribution.stack(self._run(run)).to(torch.float32)
 
@@ -215,6 +253,7 @@ class HttpBackend:
         *,
         thinking: bool,
         add_vision_id: bool,
+        question: Question = VISUALQUALITY_R1,
     ) -> list[list[str]]:
         """K sampled replies for each picture, each request with a seed of its own, that of the local backend.
 
@@ -248,7 +287,7 @@ class HttpBackend:
                     return reply
 
             async def replies_to(image: Tensor) -> list[str]:
-                chat = _chat(_data_url(image, pixel_config), thinking, add_vision_id)
+                chat = _chat(_data_url(image, pixel_config), thinking, add_vision_id, question)
                 return await all_of(one(chat, seed) for seed in sampling.seeds(image))
 
             return await all_of(map(replies_to, images))
@@ -397,13 +436,19 @@ def _check_address(base_url: str) -> None:
         raise ValueError(f"Expected an address such as http://127.0.0.1:8000/v1, but got {redact(base_url)!r}.")
 
 
-def _chat(picture: str, thinking: bool, add_vision_id: bool = False) -> list[dict[str, Any]]:
-    """One user turn: the picture, then the question."""
-    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": picture}}]
-    content.append({"type": "text", "text": question(thinking)})
+def _chat(
+    pictures: str | Sequence[str], thinking: bool, add_vision_id: bool = False, asked: Question = VISUALQUALITY_R1
+) -> list[dict[str, Any]]:
+    """The chat of a question, its images as addresses."""
+    urls = iter([pictures] if isinstance(pictures, str) else pictures)
+    chat = asked.messages(thinking)
+    content = [
+        {"type": "image_url", "image_url": {"url": next(urls)}} if part["type"] == "image" else part
+        for part in chat[-1]["content"]
+    ]
     if add_vision_id:
         content.insert(0, {"type": "text", "text": "Picture 1: "})
-    return [{"role": "user", "content": content}]
+    return [*chat[:-1], {**chat[-1], "content": content}]
 
 
 def _data_url(image: Tensor, config: PixelConfig) -> str:
