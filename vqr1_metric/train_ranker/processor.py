@@ -21,6 +21,7 @@ from transformers import ProcessorMixin
 from vqr1_metric.backends.loading import LoadedModel
 from vqr1_metric.backends.pixels import PixelConfig, to_patches
 from vqr1_metric.images import load_image
+from vqr1_metric.nano import MODEL_TYPE
 from vqr1_metric.ratings import RatedImage
 
 _PROCESSORS = {
@@ -28,6 +29,7 @@ _PROCESSORS = {
     "qwen2_5_vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor"),
     "qwen3_vl": ("Qwen2VLImageProcessorFast", "Qwen3VLProcessor"),
     "qwen3_vl_moe": ("Qwen2VLImageProcessorFast", "Qwen3VLProcessor"),
+    MODEL_TYPE: ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor"),
 }
 
 
