@@ -39,7 +39,7 @@ def settings(name: str, **changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         values = json.loads((folder / name).read_text())
         for key, value in changes.items():
-            part, _, entry = key.rpartition("__")
+            part, _, entry = key.partition("__") if "__" in key else ("", "", key)
             (values[part] if part else values)[entry] = value
         (folder / name).write_text(json.dumps(values))
 
