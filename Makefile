@@ -53,7 +53,9 @@ test: suite
 suite: $(VENV)/.test-stamp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# DeepSpeed runs ZeRO-3 on two CPU processes; without it those tests skip.
 test-slow: $(VENV)/.test-stamp
+	$(BIN)/python -m pip install --quiet -c constraints.txt deepspeed
 	$(BIN)/python -m pytest -m 'not gpu' $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.test-stamp
