@@ -21,6 +21,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 #: Sections whose Python is only compiled here, and why.
 NOT_RUN = {
+    "README.md: Pick the best of many generations": "a pipeline; examples/best_of_n.py runs",
     "docs/diffusers.md: diffusers: score, prune and rerank generations": "7B on a GPU; examples/best_of_n.py runs",
     "docs/diffusers.md: The callback": "pipelines of the Hub; tests/integrations/diffusers run it on tiny ones",
     "docs/training.md: Training a ranker": "minutes of training; examples/train_on_your_ratings.py runs on less",
@@ -89,7 +90,8 @@ def _backward(names: dict) -> None:
 
 #: What a section's Python needs to be there, and what is done with the functions and classes that it defines.
 GIVEN: dict[str, Callable[[], dict]] = {
-    "docs/scoring.md: As a loss": lambda: {"images": torch.rand(2, 3, 56, 56, requires_grad=True)}
+    "docs/questions.md: Rewards": lambda: {"images": torch.rand(2, 3, 56, 56)},
+    "docs/scoring.md: As a loss": lambda: {"images": torch.rand(2, 3, 56, 56, requires_grad=True)},
 }
 THEN: dict[str, Callable[[dict], None]] = {
     "docs/integrations.md: Lightning": _validate,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vqr1_metric.metric import VisualQualityR1Score
     from vqr1_metric.scorer import QualityScorer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if MovedModules not in sys.meta_path:
     sys.meta_path.append(MovedModules)
