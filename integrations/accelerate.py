@@ -77,4 +77,5 @@ def _own_samples(accelerator: Accelerator, given: int) -> int:
     if not state.end_of_dataloader or state.remainder == 0:
         return given
     # accelerate counts the samples of the last round process after process.
-    return max(0, min(given, state.remainder - accelerator.process_index * given))
+    real: int = max(0, min(given, state.remainder - accelerator.process_index * given))
+    return real

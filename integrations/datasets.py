@@ -13,7 +13,7 @@ The same callable is what :mod:`vqr1_metric.integrations.ray` runs in its actors
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vqr1_metric.results import ImageScore
@@ -39,7 +39,7 @@ class PictureScorer:
         # Part of what `datasets` hashes for its cache: a path would still be the same when the model behind it is not.
         return {**self.__dict__, "fingerprint": self.scorer.fingerprint}
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list]:
+    def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
         """New columns ``score`` (1 to 5, NaN where there is none), ``std``, ``coverage``, ``tag_probability`` and
         ``error`` (None, or why there is no score)."""
         if self.column not in batch:
@@ -48,7 +48,7 @@ class PictureScorer:
         scored = self.scorer.stream(picture for picture in pictures if picture is not None)
         missing = ImageScore.failed("", "expected a path, bytes, a PIL picture, an array or a tensor, but got NoneType")
         results = [missing if picture is None else next(scored) for picture in pictures]
-        columns = {
+        columns: dict[str, list[Any]] = {
             name: [getattr(r, name) for r in results] for name in ("score", "std", "coverage", "tag_probability")
         }
         columns["error"] = [_error(result) for result in results]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image, ImageDraw
@@ -34,7 +34,7 @@ except ModuleNotFoundError:
 _CAPTION = 14  # pixels below each picture
 
 
-class VisualQualityR1Validation(Callback):
+class VisualQualityR1Validation(Callback):  # type: ignore[misc]  # Lightning's types are not read
     """Score the pictures that ``validation_step``, or ``test_step``, returns.
 
     At the end of a scored validation epoch it logs, into ``trainer.callback_metrics`` and every logger,
@@ -111,7 +111,7 @@ class VisualQualityR1Validation(Callback):
         images = split_images(self._find_images(outputs, batch))
         if images:
             results = self.metric.scorer.score(images, on_error=self.metric.on_error)
-            self.metric.update(results)
+            self.metric.update(cast("Any", results))  # it takes results too, which its signature does not say
             self._extremes.add(images, torch.tensor([result.score for result in results]))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,7 +159,8 @@ class VisualQualityR1Validation(Callback):
     def _due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:
             return False
-        return trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        due: bool = trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return due
 
     def _find_images(self, outputs: Any, batch: Any) -> Any:
         if callable(self.images):

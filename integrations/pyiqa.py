@@ -14,7 +14,7 @@ pyiqa is no dependency of this package: ``pip install pyiqa`` brings its own tor
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,5 +117,5 @@ def _read_files_as_everywhere() -> None:
             target = (pixels if pixels.is_floating_point() else pixels / 255).float().unsqueeze(0)
         return prepare(self, target, ref)
 
-    prepared._vqr1 = True
+    cast("Any", prepared)._vqr1 = True
     InferenceModel._prepare_inputs = prepared

@@ -142,7 +142,7 @@ def _fingerprint(model: str, options: dict[str, Any]) -> str:
     return f"{QualityScorer(model, **options).fingerprint:x}"
 
 
-def _without(batch: dict[str, np.ndarray], key: str, done: set) -> dict[str, np.ndarray]:
+def _without(batch: dict[str, np.ndarray], key: str, done: set[Any]) -> dict[str, np.ndarray]:
     if key not in batch:
         raise ValueError(f"Expected a column {key!r} that identifies a row, but there are {', '.join(batch)}.")
     new = np.array([value not in done for value in batch[key].tolist()], bool)

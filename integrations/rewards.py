@@ -22,7 +22,7 @@ from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 
 logger = logging.getLogger(__name__)
 
-Reward = Callable[[Any, Sequence[str] | None, Sequence[dict] | None], tuple[np.ndarray, dict]]
+Reward = Callable[[Any, Sequence[str] | None, Sequence[dict[str, Any]] | None], tuple[np.ndarray, dict[str, Any]]]
 
 
 def vqr1_reward(
@@ -79,8 +79,10 @@ def vqr1_reward(
     watch = alarm or DriftAlarm()
 
     def reward(
-        images: Tensor | np.ndarray, prompts: Sequence[str] | None = None, metadata: Sequence[dict] | None = None
-    ) -> tuple[np.ndarray, dict]:
+        images: Tensor | np.ndarray,
+        prompts: Sequence[str] | None = None,
+        metadata: Sequence[dict[str, Any]] | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         shown = None
         if alignment is None or isinstance(scorer, Ensemble):
             results: Sequence[ImageScore] = scorer.score(_as_bytes(images), prompts=prompts, on_error="raise")
@@ -95,7 +97,7 @@ def vqr1_reward(
                 raise ImageError(f"{result.name}: {result.error}")
         watch.see(results)
         quality = np.array([result.score - risk * result.std for result in results])
-        if shown is not None:
+        if shown is not None and not isinstance(scorer, Ensemble):
             low, high = scorer.question.values[0], scorer.question.values[-1]
             quality = _combined(alignment, quality, shown, low, high, least_alignment)
         return quality.astype(np.float32), {}
@@ -107,18 +109,21 @@ def _combined(
     how: str | None, quality: np.ndarray, shown: np.ndarray, low: float, high: float, least: float
 ) -> np.ndarray:
     if how == "product":
-        return ((quality - low) / (high - low)).clip(0, None) * shown
-    if how == "threshold":
-        return np.where(shown >= least, quality, low)
-    return (_ranks(quality) + _ranks(shown)) / 2
+        combined: np.ndarray = ((quality - low) / (high - low)).clip(0, None) * shown
+    elif how == "threshold":
+        combined = np.where(shown >= least, quality, low)
+    else:
+        combined = (_ranks(quality) + _ranks(shown)) / 2
+    return combined
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 0 for the lowest to 1 for the highest; equals share the mean of theirs; .5 for one value."""
     if len(values) < 2:
         return np.full(len(values), 0.5)
-    below = (values[:, None] > values[None]).sum(1) + 0.5 * ((values[:, None] == values[None]).sum(1) - 1)
-    return below / (len(values) - 1)
+    below: np.ndarray = (values[:, None] > values[None]).sum(1) + 0.5 * ((values[:, None] == values[None]).sum(1) - 1)
+    ranks: np.ndarray = below / (len(values) - 1)
+    return ranks
 
 
 class DriftAlarm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from vqr1_metric.results import Comparison, ImageScore
 from vqr1_metric.scorer import DEFAULT_MODEL, QualityScorer
 
 try:
-    from comfy_execution.graph import ExecutionBlocker
+    from comfy_execution.graph import ExecutionBlocker  # type: ignore[import-not-found]  # a part of ComfyUI, in no package
 except ImportError:  # outside ComfyUI, and in one from before August 2024
     ExecutionBlocker = None
 
@@ -32,7 +33,7 @@ class _Judge:
     def explain(self, images: Tensor) -> list[ImageScore]:
         return self._run(lambda batch: [self.scorer.explain(image) for image in batch], images)
 
-    def _run(self, function, images: Tensor) -> list[ImageScore]:
+    def _run(self, function: Callable[[Tensor], list[ImageScore]], images: Tensor) -> list[ImageScore]:
         try:
             # Samplers and upscalers overshoot; ComfyUI clamps the same way when it saves.
             return function(images.movedim(-1, 1).clamp(0, 1))
@@ -171,7 +172,8 @@ def _line(index: int, result: ImageScore) -> str:
 
 
 def _said(pair: Comparison) -> str:
-    return {"a": "a is better", "b": "b is better", "tie": "a coin toss"}.get(pair.winner, "no comparison")
+    words: dict[str | None, str] = {"a": "a is better", "b": "b is better", "tie": "a coin toss"}
+    return words.get(pair.winner, "no comparison")
 
 
 def _some(images: Tensor, indices: list[int]) -> Any:
@@ -179,7 +181,7 @@ def _some(images: Tensor, indices: list[int]) -> Any:
     return images[indices] if indices or ExecutionBlocker is None else ExecutionBlocker(None)
 
 
-NODE_CLASS_MAPPINGS = {
+NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "VQR1Judge": VQR1Judge,
     "VQR1Score": VQR1Score,
     "VQR1Compare": VQR1Compare,

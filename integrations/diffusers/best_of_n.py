@@ -287,7 +287,7 @@ class BestOfN:
             raise ValueError(
                 "Expected a candidate of a call or a search, but a copy of a particle is made by its run only."
             )
-        noise = {"added_noise" if candidate.noise_added else "latents": candidate.noise}
+        noise: dict[str, Any] = {"added_noise" if candidate.noise_added else "latents": candidate.noise}
         steer = noise if candidate.parent is not None else {}
         given = arguments if prompt is None else dict(arguments, prompt=prompt)
         return self.maker.make(given, [candidate.seed], **steer).pictures[0]

@@ -174,7 +174,9 @@ class VisualQualityR1Callback(PipelineCallback):  # type: ignore[misc]
 
     def _listen(self, pipe: Any, latents: Tensor) -> None:
         """Note the clean prediction of the next step, and where the denoiser is told that tokens lie."""
-        parts, original, told, stepped = vars(pipe), pipe.scheduler, {}, []
+        parts, original = vars(pipe), pipe.scheduler
+        told: dict[str, Any] = {}
+        stepped: list[bool] = []
 
         def step(scheduler: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments

@@ -60,7 +60,7 @@ class StandIn:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(self._real, *args, **kwargs)
 
-    @property
+    @property  # type: ignore[misc]  # only read, while that of object can be set too
     def __class__(self) -> Any:  # pipelines ask isinstance()
         return type(self._real)
 

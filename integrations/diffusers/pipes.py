@@ -44,11 +44,22 @@ class Maker(Protocol):
     """What makes candidates."""
 
     name: str
-    batch_size: int
 
+    @property
+    def batch_size(self) -> int: ...
     def check_arguments(self, arguments: dict[str, Any], prompts: int) -> None: ...
     def of_prompt(self, arguments: dict[str, Any], place: int, prompts: int) -> dict[str, Any]: ...
-    def make(self, arguments: dict[str, Any], seeds: Sequence[int], **steer: Any) -> Made: ...
+    def make(
+        self,
+        arguments: dict[str, Any],
+        seeds: Sequence[int],
+        *,
+        preview_at: float | None = ...,
+        resume: Snapshot | None = ...,
+        latents: Tensor | None = ...,
+        added_noise: Tensor | None = ...,
+        on_rows: Callable[[int], None] = ...,
+    ) -> Made: ...
     def about(self) -> dict[str, Any]: ...
 
 
@@ -255,7 +266,7 @@ def _entries(name: str, value: Any) -> int | None:
     """How many prompts an argument has something for; None if it is one thing for all."""
     if isinstance(value, (list, tuple)):
         return len(value)
-    shape = getattr(value, "shape", ())
+    shape: tuple[int, ...] = getattr(value, "shape", ())
     if name not in _PICTURES:
         return int(shape[0]) if len(shape) > 1 else None
     masks = "mask" in name and len(shape) == 3 and shape[0] > 1 and shape[-1] not in (1, 3, 4)

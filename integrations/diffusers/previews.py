@@ -115,7 +115,7 @@ def decode(pipe: Any, latents: Tensor, positions: Any = None) -> list[Any]:
     if packed:
         latents = _grid(latents, positions)
     if hasattr(vae, "bn"):  # Flux.2 normalises patches
-        shape = (1, -1, 1, 1)
+        shape: tuple[int, ...] = (1, -1, 1, 1)
         variance = vae.bn.running_var + config.batch_norm_eps
         latents = latents * variance.sqrt().view(shape).to(latents) + vae.bn.running_mean.view(shape).to(latents)
     if packed:  # patches of 2 x 2

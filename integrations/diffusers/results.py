@@ -181,7 +181,8 @@ def _ranking(candidates: Sequence[Candidate], by_sum: bool) -> list[RankedImage]
         if not by_sum:
             return 0.5 if (values[a], candidates[a].missed) == (values[b], candidates[b].missed) else math.nan
         numbers = [values[a], _std(candidates[a]) ** 2, values[b], _std(candidates[b]) ** 2]
-        return float(comparison_probability(*map(torch.tensor, numbers)))
+        mean_a, variance_a, mean_b, variance_b = map(torch.tensor, numbers)
+        return float(comparison_probability(mean_a, variance_a, mean_b, variance_b))
 
     ranks: list[int | None] = []
     leader = 0

@@ -213,6 +213,7 @@ class Run:
         self._known = True
         try:
             for candidate in chunk:
+                assert candidate.result is not None
                 if self.store is not None and new and candidate.result.error is None:  # an error may pass
                     self.store.put(candidate.seed, candidate.picture)
                 if self.on_candidate is not None:

@@ -139,7 +139,8 @@ def neighbour(noise: Tensor, seed: int, step: float) -> Tensor:
     """
     generator = torch.Generator().manual_seed((seed + _DIRECTIONS) % 2**63)
     new = torch.randn(noise.shape, generator=generator, dtype=torch.float32)
-    return ((1 - step**2) ** 0.5 * noise.float() + step * new).to(noise.dtype)
+    kept: float = (1 - step**2) ** 0.5
+    return (kept * noise.float() + step * new).to(noise.dtype)
 
 
 def resampled(log_potentials: list[float], seed: int) -> list[int]:

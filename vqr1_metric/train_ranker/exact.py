@@ -218,7 +218,8 @@ class ExactRankerTrainer(RankerBase, Trainer):
         with torch.no_grad():
             parts = [model(images=chunk) for chunk in chunks]
         leaves = [torch.cat(tensors).requires_grad_() for tensors in zip(*parts, strict=True)]
-        loss = self._loss(model, ScoreDistribution(*leaves), inputs)
+        probabilities, coverage, tag_probability = leaves
+        loss = self._loss(model, ScoreDistribution(probabilities, coverage, tag_probability), inputs)
         gradients = torch.autograd.grad(loss, leaves)
         for i, chunk in enumerate(chunks):
             part = slice(i * size, (i + 1) * size)
@@ -251,7 +252,7 @@ class ExactRankerTrainer(RankerBase, Trainer):
             self._figures["spread"].append(float(distribution.mean.std()))
             self._figures["score_std"].append(float(distribution.std.mean()))
             self._figures["readable"].append(float(readable_share(distribution).mean()))
-        steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
+        steps: int = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         return loss_B.mean() / steps
 
     def _ranking_loss(self, distribution: ScoreDistribution, outcome_BO: Tensor, rows: list[dict[str, Any]]) -> Tensor:
@@ -297,7 +298,8 @@ class ExactRankerTrainer(RankerBase, Trainer):
     ) -> ScoreDistribution:
         size = min(self.ranker.micro_batch, len(images))
         parts = [parts_of(distributions(images[i : i + size])) for i in range(0, len(images), size)]
-        return ScoreDistribution(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        probabilities, coverage, tag_probability = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return ScoreDistribution(probabilities, coverage, tag_probability)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the figures of the steps since the last log, as means over them and over all processes."""

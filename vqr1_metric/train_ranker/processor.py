@@ -119,7 +119,7 @@ class RankerProcessor(ProcessorMixin):
         ]
         return self(images=images, text=texts)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Sequence[Sequence[str]] = (),
         text: Sequence[str] = (),
@@ -139,7 +139,7 @@ class RankerProcessor(ProcessorMixin):
             for token in self.tokenizer.encode(one, add_special_tokens=False):
                 copies = 1
                 if token == self.image_token_id:
-                    _, rows_, columns = next(grids)
+                    _frames, rows_, columns = next(grids)
                     copies = rows_ * columns // self.pixel_config.merge_size**2
                 row += [token] * copies
             rows.append(row)

@@ -58,6 +58,8 @@ class RankerTrainer(RankerBase, ZeroSpreadFilter, GRPOTrainer):  # type: ignore[
         >>> trainer.train()  # doctest: +SKIP
     """
 
+    vllm_generation: Any
+
     def __init__(
         self,
         model: str | LoadedModel | None = None,

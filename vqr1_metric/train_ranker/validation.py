@@ -28,8 +28,8 @@ def score_shard(
         by_question.setdefault(sets[s].images[p].question or QUESTION, []).append((s, p))
     found = []
     for asked, places in by_question.items():
-        texts = {"text": question(False, asked), "thinking_text": question(True, asked)}
-        scorer = QualityScorer(backend=backend, question=replace(VISUALQUALITY_R1, **texts), **scorer_options)
+        own = replace(VISUALQUALITY_R1, text=question(False, asked), thinking_text=question(True, asked))
+        scorer = QualityScorer(backend=backend, question=own, **scorer_options)
         scores = scorer.stream(sets[s].images[p].read() for s, p in places)
         found += [(s, p, result.score) for (s, p), result in zip(places, scores, strict=True)]
     return found
