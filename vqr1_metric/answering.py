@@ -144,14 +144,16 @@ def warn_if_unreliable(results: Sequence[ImageScore]) -> bool:
 
 def joined(parts: Sequence[tuple[list[int], ScoreDistribution | ImageError]]) -> ScoreDistribution:
     """One distribution in the order of the images out of those of their batches."""
+    of_batches: list[ScoreDistribution] = []
     for batch, part in parts:
         if isinstance(part, ImageError):
             raise ImageError(f"image {batch[0]}: {part}")
+        of_batches.append(part)
     order = torch.tensor([i for batch, _ in parts for i in batch]).argsort()
     names = ("probabilities", "coverage", "tag_probability")
-    tensors = (torch.cat([getattr(part, name) for _, part in parts]) for name in names)
-    ordered = (tensor[order.to(tensor.device)] for tensor in tensors)
-    return ScoreDistribution(*ordered, parts[0][1].values, parts[0][1].answers)
+    tensors = (torch.cat([getattr(part, name) for part in of_batches]) for name in names)
+    probabilities, coverage, tag = (tensor[order.to(tensor.device)] for tensor in tensors)
+    return ScoreDistribution(probabilities, coverage, tag, of_batches[0].values, of_batches[0].answers)
 
 
 def check_mode(mode: str, question: Question) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -143,8 +143,8 @@ class QualityScorer:
         self.spec = ModelSpec(
             model,
             revision,
-            dtype=dtype,
-            device=device,
+            dtype=cast(str | None, dtype),  # of torch's own dtypes and devices a spec keeps the names
+            device=cast(str | None, device),
             device_map=device_map,
             quantization=quantization,
             attn_implementation=attn_implementation,
@@ -529,7 +529,7 @@ class QualityScorer:
     def __copy__(self) -> QualityScorer:
         return self
 
-    def __deepcopy__(self, memo: dict) -> QualityScorer:
+    def __deepcopy__(self, memo: dict[int, object]) -> QualityScorer:
         return self
 
     def __repr__(self) -> str:
@@ -594,15 +594,18 @@ class QualityScorer:
         behind = sum(backend.sequence_length(0, thinking, **one) for one in asked[1:])
         lengths = [backend.sequence_length(tokens, thinking, **asked[0]) + behind for tokens in visual]
         copies = 1 if self.mode == "score" else self.sampling.num_samples
-        options = {"copies": copies, "tokens": self.batch_tokens, "alone": self.deterministic}
-        for batch, outcome in self._batches.run(backend, lengths, visual, work, **options):
-            if isinstance(outcome, TooLarge):
-                height, width = pixels[batch[0]].shape[-2:]
-                outcome = ImageError(
-                    f"{width}x{height} pixels do not fit into the free memory even alone; lower max_pixels, "
-                    "load the weights with fewer bits (dtype, quantization), or free memory"
-                )
-            yield batch, outcome
+        for batch, outcome in self._batches.run(
+            backend, lengths, visual, work, copies, self.batch_tokens, self.deterministic
+        ):
+            if not isinstance(outcome, TooLarge):
+                yield batch, outcome
+                continue
+            height, width = pixels[batch[0]].shape[-2:]
+            error = ImageError(
+                f"{width}x{height} pixels do not fit into the free memory even alone; lower max_pixels, "
+                "load the weights with fewer bits (dtype, quantization), or free memory"
+            )
+            yield batch, error
 
 
 def warn_if_detached(images: Sequence[ImageLike], differentiable: bool) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from vqr1_metric.backends.pixels import PixelConfig
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.protocol import VISUALQUALITY_R1, Question
 
+#: A loaded model of transformers, or a part of one: of what those hold, torch tells type checkers only that it is a
+#: tensor or a module.
+Model = Any
 #: What a question is about: one image ``(3, H, W)``, or several.
 Asked = Tensor | tuple[Tensor, ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -54,7 +54,7 @@ class Batches:
         if not lengths:
             return
         most_visual = math.inf if tokens else getattr(backend, "batch_visual_tokens", math.inf)
-        wanted: int = tokens or getattr(backend, "batch_tokens", DEFAULT_BATCH_TOKENS)
+        wanted = tokens or cast(int, getattr(backend, "batch_tokens", DEFAULT_BATCH_TOKENS))
         batch: list[int] = []
         held = 0  # tokens, without padding
         for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

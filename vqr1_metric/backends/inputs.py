@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache
 
-from vqr1_metric.backends.base import ModelError
+from vqr1_metric.backends.base import Model, ModelError
 from vqr1_metric.backends.templates import render_chat
 from vqr1_metric.protocol import Question
 
@@ -33,7 +33,7 @@ class PromptWriter:
         name: of the model, for error messages.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: str, model: Any, image_token: int, name: str) -> None:
+    def __init__(self, tokenizer: Any, chat_template: str, model: Model, image_token: int, name: str) -> None:
         self._tokenizer, self._chat_template, self._model = tokenizer, chat_template, model
         self._image_token, self._name = image_token, name
         self._segments: dict[tuple[Question, bool, bool], list[list[int]]] = {}
@@ -134,6 +134,7 @@ def cache_argument(model_class: type[torch.nn.Module]) -> str:
     return "cache" if "cache" in signature(model_class.forward).parameters else "past_key_values"
 
 
-def with_cache(model: torch.nn.Module, memory: Cache) -> dict[str, Any]:
+def with_cache(model: Model, memory: Cache) -> dict[str, Any]:
     """Arguments of a call that continues from ``memory`` and adds to it."""
-    return {cache_argument(type(model)): memory, "use_cache": True}
+    name = cache_argument(type(model))  # type: ignore[arg-type]  # classes are hashable, which mypy asks of instances
+    return {name: memory, "use_cache": True}

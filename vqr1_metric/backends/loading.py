@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vqr1_metric.backends.adapters import merge_adapter
-from vqr1_metric.backends.base import ModelError, as_model_error
+from vqr1_metric.backends.base import Model, ModelError, as_model_error
 from vqr1_metric.backends.files import CHAT_TEMPLATES, CONFIG, GENERATION, ModelFiles, read_json
 from vqr1_metric.backends.packing import use_packing
 from vqr1_metric.backends.pixels import PixelConfig
@@ -43,7 +43,7 @@ class LoadedModel:
             were changed there.
     """
 
-    model: torch.nn.Module
+    model: Model
     tokenizer: Any
     pixel_config: PixelConfig
     chat_template: str
@@ -163,7 +163,7 @@ def _tokenizer(files: ModelFiles, config: Any) -> Any:
     return tokenizer
 
 
-def _load_weights(spec: ModelSpec, files: ModelFiles, config: Any) -> torch.nn.Module:
+def _load_weights(spec: ModelSpec, files: ModelFiles, config: Any) -> Model:
     from transformers import AutoModelForImageTextToText
 
     if (generation := files.find(GENERATION)) is not None:
@@ -178,7 +178,7 @@ def _load_weights(spec: ModelSpec, files: ModelFiles, config: Any) -> torch.nn.M
     elif spec.quantization:
         options["device_map"] = {"": spec.resolved_device()}
     with as_model_error(files.name, "the model could not be loaded"):
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             str(files.base),
             config=config,
             dtype=dtype,
@@ -189,6 +189,7 @@ def _load_weights(spec: ModelSpec, files: ModelFiles, config: Any) -> torch.nn.M
             attn_implementation=attention,
             **options,
         )
+        model, info = loaded  # two, with output_loading_info
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             some = ", ".join(str(key) for key in sorted(info[kind], key=str)[:3])
@@ -209,7 +210,7 @@ def _check_generation(path: Path) -> None:
         raise ModelError(f"{path}: expected token numbers as eos_token_id, but got {ends!r}.")
 
 
-def _check_finite(files: ModelFiles, model: torch.nn.Module) -> None:
+def _check_finite(files: ModelFiles, model: Model) -> None:
     tensors = {name: t for name, t in model.state_dict().items() if t.is_floating_point() and t.numel()}
     on_cpu = sum(t.numel() * t.element_size() for t in tensors.values() if t.device.type == "cpu")
     for name, tensor in tensors.items():

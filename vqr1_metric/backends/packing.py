@@ -9,11 +9,13 @@ their whole prompt and their ancestors, one call for all trees. Only the keys of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from vqr1_metric.backends.base import Model
 from vqr1_metric.backends.readout import AnswerTrie
 from vqr1_metric.backends.windows import windowed_attention
 
@@ -38,7 +40,7 @@ class Packing:
     prompt_rows: int
 
 
-def use_packing(model: torch.nn.Module) -> None:
+def use_packing(model: Model) -> None:
     """Let a loaded model's language model take a :class:`Packing`; without one it attends as with ``"sdpa"``."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -93,7 +95,7 @@ def packed_attention(
     *,
     scaling: float,
     packing: Packing | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: ``(1, heads, S, dim)`` in, ``(1, S, heads, dim)`` out."""
     if packing is None:
@@ -106,9 +108,6 @@ def packed_attention(
     rows = slice(packing.prompt_rows)
     of_prompts = windowed_attention(query[rows], key[rows], value[rows], packing.starts, scaling, causal=True)
     trees = query[packing.prompt_rows :].unflatten(0, (len(packing.keys), -1))
-    of_trees = scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (trees, key[packing.keys], value[packing.keys])),
-        attn_mask=packing.mask,
-        scale=scaling,
-    )
+    trees, key, value = (x.transpose(1, 2) for x in (trees, key[packing.keys], value[packing.keys]))
+    of_trees = scaled_dot_product_attention(trees, key, value, attn_mask=packing.mask, scale=scaling)
     return torch.cat([of_prompts, of_trees.transpose(1, 2).flatten(0, 1)])[None], None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from vqr1_metric.backends import packing
-from vqr1_metric.backends.base import ModelError
+from vqr1_metric.backends.base import Model, ModelError
 from vqr1_metric.backends.inputs import left_pad, with_cache
 from vqr1_metric.backends.readout import AnswerTrie, read_rows_of, suffix_attention, tree_attention
 
@@ -26,7 +27,7 @@ class TreePasses:
         pad_token, image_token: ids.
     """
 
-    def __init__(self, model: torch.nn.Module, pad_token: int, image_token: int) -> None:
+    def __init__(self, model: Model, pad_token: int, image_token: int) -> None:
         self._model, self._pad_token, self._image_token = model, pad_token, image_token
         self._cuts_rows = read_rows_of(model.model.language_model.layers[-1])
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
@@ -58,14 +59,14 @@ class TreePasses:
             **inputs,
             **self._reading(len(trie) + 1),
         )
-        return output.last_hidden_state[:, -(len(trie) + 1) :]
+        return cast(Tensor, output.last_hidden_state[:, -(len(trie) + 1) :])
 
     def packed(self, inputs: dict[str, Tensor], trie: AnswerTrie) -> Tensor:
         """As :meth:`dense`, without padding."""
         read = len(inputs["input_ids"]), len(trie) + 1
         packed = inputs | packing.pack(inputs, trie)
         output = self._model.model(**packed, use_cache=False, **self._reading(math.prod(read)))
-        return output.last_hidden_state[0, -math.prod(read) :].unflatten(0, read)
+        return cast(Tensor, output.last_hidden_state[0, -math.prod(read) :].unflatten(0, read))
 
     def level_by_level(self, inputs: dict[str, Tensor], trie: AnswerTrie) -> Tensor:
         """As :meth:`dense`, for layers that take no mask of a tree: each level branches on copies of the cache.
@@ -74,7 +75,7 @@ class TreePasses:
         """
         batch, device = len(inputs["input_ids"]), inputs["input_ids"].device
         if not len(trie):
-            return self._model.model(**inputs, use_cache=False).last_hidden_state[:, -1:]
+            return cast(Tensor, self._model.model(**inputs, use_cache=False).last_hidden_state[:, -1:])
         if torch.is_grad_enabled() and inputs["pixel_values"].requires_grad:
             raise ModelError(
                 "This model has layers without full attention: gradients pass through answers of one token "
@@ -89,7 +90,7 @@ class TreePasses:
             level = (trie.depths == depth).nonzero()[:, 0].tolist()
             parents = torch.tensor([places[int(trie.parents[node])] for node in level])
             order = (torch.arange(batch)[:, None] * len(places) + parents).flatten().to(device)
-            memory.reorder_cache(order)
+            memory.reorder_cache(cast(torch.LongTensor, order))
             mask = torch.cat([mask[order], mask.new_ones(len(order), 1)], dim=1)
             output = self._model.model(
                 input_ids=trie.tokens[level].to(device).repeat(batch)[:, None],
@@ -99,8 +100,8 @@ class TreePasses:
             )
             hidden += output.last_hidden_state[:, -1].unflatten(0, (batch, len(level))).unbind(1)
             places = {node + 1: place for place, node in enumerate(level)}
-        order = [0, *(node + 1 for node in trie.depths.argsort(stable=True).tolist())]
-        return torch.stack(hidden, dim=1)[:, torch.tensor(order).argsort().to(device)]
+        by_depth = [0, *(node + 1 for node in trie.depths.argsort(stable=True).tolist())]
+        return torch.stack(hidden, dim=1)[:, torch.tensor(by_depth).argsort().to(device)]
 
     def after_prompts(
         self, inputs: dict[str, Tensor], suffixes: Sequence[Sequence[Sequence[int]]], tries: Sequence[AnswerTrie]
@@ -119,7 +120,7 @@ class TreePasses:
         memory = DynamicCache(config=self._model.config.get_text_config())
         self._model.model(**inputs, **with_cache(self._model.model, memory))
         order = torch.arange(batch, device=device).repeat_interleave(each)
-        memory.reorder_cache(order)
+        memory.reorder_cache(cast(torch.LongTensor, order))
         texts = [text for of_prompt in suffixes for text in of_prompt]
         padded = left_pad(texts, self._pad_token, self._image_token)
         steps = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -138,7 +139,7 @@ class TreePasses:
             **with_cache(self._model.model, memory),
             **self._reading(nodes + 1),
         )
-        return output.last_hidden_state[:, -(nodes + 1) :].unflatten(0, (batch, each))
+        return cast(Tensor, output.last_hidden_state[:, -(nodes + 1) :].unflatten(0, (batch, each)))
 
     def _reading(self, rows: int) -> dict[str, int]:
         """What tells the last layer how many of the last rows are read."""

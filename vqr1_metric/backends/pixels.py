@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,10 @@ class PixelConfig:
         if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
             raise ValueError(f"Expected an aspect ratio of at most {MAX_ASPECT_RATIO}, but got {width}x{height}.")
 
-        def fit(rounding, scale: float) -> tuple[int, int]:
+        def fit(rounding: Callable[[float], int], scale: float) -> tuple[int, int]:
             sides = (rounding(side * scale / self.factor) * self.factor for side in (height, width))
-            return tuple(max(self.factor, side) for side in sides)
+            rows, columns = (max(self.factor, side) for side in sides)
+            return rows, columns
 
         rounded = [round(side / self.factor) * self.factor for side in (height, width)]
         if rounded[0] * rounded[1] > self.max_pixels:

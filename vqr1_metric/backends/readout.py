@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from vqr1_metric.backends.base import Model
 from vqr1_metric.backends.windows import replace_forward
 from vqr1_metric.functional.distribution import ScoreDistribution
 from vqr1_metric.protocol import VISUALQUALITY_R1, Question, score_texts
@@ -114,13 +115,13 @@ def build_answer_trie(
                 answered = question.opening + spelling + text + before_close
                 tokens, ends = _tokenise(tokenizer, answered + question.closing)
                 tags.add(tuple(tokens[: _tokens_until(ends, len(question.opening))]))
-                path = tokens[: _tokens_until(ends, len(answered) + (not whole))]
+                path = tuple(tokens[: _tokens_until(ends, len(answered) + (not whole))])
                 if whole and ends[len(path) - 1] != len(answered):
                     raise ReadoutError(
                         f"This tokenizer joins the end of the {'score' if question.reads_scores else 'answer'} {text} "
                         "with what follows it, so its distribution cannot be read in one pass. Use mode='sample'."
                     )
-                paths[tuple(path)] = (value, spelling_index)
+                paths[path] = (value, spelling_index)
 
     given = _common_beginning(tags, paths) if question.opening_given else 0
     prefix = next(iter(paths))[:given]
@@ -144,8 +145,22 @@ def build_answer_trie(
             "told apart in one pass. Use mode='sample'."
         )
     tag_reads = [(row_of(tag[given:-1]), tag[-1]) for tag in sorted(tags) if len(tag) > given]
+    node_tokens, parents, depths = _columns(nodes, 3)
+    leaf_rows, leaf_tokens, leaf_scores, leaf_spellings = _columns(leaves, 4)
+    tag_rows, tag_tokens = _columns(tag_reads, 2)
     return AnswerTrie(
-        *_columns(nodes, 3), *_columns(leaves, 4), *_columns(tag_reads, 2), spellings, tuple(prefix), question
+        node_tokens,
+        parents,
+        depths,
+        leaf_rows,
+        leaf_tokens,
+        leaf_scores,
+        leaf_spellings,
+        tag_rows,
+        tag_tokens,
+        spellings,
+        prefix,
+        question,
     )
 
 
@@ -245,10 +260,10 @@ def read_rows_of(layer: torch.nn.Module) -> bool:
 
 
 def _forward_of_read_rows(
-    self: torch.nn.Module, hidden_states: Tensor, *args, read_rows: int | None = None, **kwargs
+    self: Model, hidden_states: Tensor, *args: Any, read_rows: int | None = None, **kwargs: Any
 ) -> Tensor:
     if read_rows is None:
-        return type(self).forward(self, hidden_states, *args, **kwargs)
+        return cast(Tensor, type(self).forward(self, hidden_states, *args, **kwargs))
     attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
     read = (hidden_states + attended)[:, -read_rows:]
     read = read + self.mlp(self.post_attention_layernorm(read))
@@ -299,10 +314,10 @@ def _leaf_log_probabilities(hidden: Tensor, head: torch.nn.Module, trie: AnswerT
 
     node_step = step(node_rows, node_columns)
     # Log-probability of reaching each row: every node adds its own step to its parent's, ancestors first.
-    reached = [normaliser.new_zeros(len(normaliser))]
+    of_rows = [normaliser.new_zeros(len(normaliser))]
     for node, parent in enumerate(trie.parents.tolist()):
-        reached.append(reached[parent] + node_step[:, node])
-    reached = torch.stack(reached, dim=1)
+        of_rows.append(of_rows[parent] + node_step[:, node])
+    reached = torch.stack(of_rows, dim=1)
     tag_log_prob = reached[:, 0]
     if len(tag_rows):
         tag_log_prob = torch.logsumexp(reached[:, tag_rows] + step(tag_rows, tag_columns), dim=1)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vqr1_metric.backends.base import Sampling
+from vqr1_metric.backends.base import Model, Sampling
 from vqr1_metric.backends.inputs import with_cache
 
 
 @torch.no_grad()
 def sample_tokens(
-    model: torch.nn.Module,
+    model: Model,
     inputs: dict[str, Tensor],
     sampling: Sampling,
     seeds: Sequence[int],
@@ -39,7 +40,8 @@ def sample_tokens(
     pictures = len(inputs["input_ids"])
     memory = DynamicCache(config=model.config.get_text_config())
     output = model.model(**inputs, **with_cache(model.model, memory))
-    memory.reorder_cache(torch.arange(pictures, device=inputs["input_ids"].device).repeat_interleave(replies))
+    order = torch.arange(pictures, device=inputs["input_ids"].device).repeat_interleave(replies)
+    memory.reorder_cache(cast(torch.LongTensor, order))
     hidden = output.last_hidden_state[:, -1].repeat_interleave(replies, dim=0)
     mask = inputs["attention_mask"].repeat_interleave(replies, dim=0)
     position = inputs["position_ids"][:, :, -1:].repeat_interleave(replies, dim=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vqr1_metric.backends.base import ModelError
+from vqr1_metric.backends.base import ModelError, told
 
 #: Names that stand for a model shipped with the package.
 EMBEDDED = {"nano": Path(__file__).resolve().parent.parent / "nano"}
@@ -85,7 +85,7 @@ class ModelSpec:
             path = EMBEDDED.get(self.model) or Path(self.model).expanduser()
             return path if path.is_dir() else None
         except PermissionError as error:
-            raise ModelError(f"{self.model}: cannot be read ({os.strerror(error.errno)}).") from None
+            raise ModelError(f"{self.model}: cannot be read ({told(error)}).") from None
         except (OSError, ValueError, RuntimeError):  # no path at all: too long, a byte 0, the home of nobody
             return None
 

@@ -6,12 +6,13 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from vqr1_metric.backends.base import Asked, ModelError, Sampling
+from vqr1_metric.backends.base import Asked, Model, ModelError, Sampling
 from vqr1_metric.backends.batches import MOST_TOKENS, fitting_tokens, tower_widths
 from vqr1_metric.backends.cpu import fast_products
 from vqr1_metric.backends.digests import digest_of, digest_of_tensors, preprocessor_digest
@@ -79,14 +80,14 @@ class TransformersBackend:
         self._pad_token = self._end_tokens[0] if pad is None else pad
         self._passes = TreePasses(self.model, self._pad_token, self._image_token)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         if self._spec is None:
             raise TypeError(
                 "A backend made from weights in memory cannot be pickled: save them to a folder and name that."
             )
         return cached, (self._spec, TransformersBackend)  # the recipe, never the weights
 
-    def __deepcopy__(self, memo: dict) -> TransformersBackend:
+    def __deepcopy__(self, memo: dict[int, object]) -> TransformersBackend:
         return self
 
     def identity(self) -> dict[str, object]:
@@ -108,13 +109,13 @@ class TransformersBackend:
         return self._identity if self._values == self._some_values(self.model) else None
 
     @staticmethod
-    def _some_values(model: torch.nn.Module) -> str:
+    def _some_values(model: Model) -> str:
         return digest_of_tensors(model.state_dict(), 8)
 
     @property
     def device(self) -> torch.device:
         """Where the inputs go."""
-        return self.model.get_input_embeddings().weight.device
+        return cast(torch.device, self.model.get_input_embeddings().weight.device)
 
     @property
     def batch_tokens(self) -> int:
@@ -136,7 +137,7 @@ class TransformersBackend:
         if self.device.type != "cpu":
             return MOST_TOKENS
         vision = self.model.config.vision_config
-        row = vision.spatial_merge_size**2 * tower_widths(vision)[1] * self.model.dtype.itemsize
+        row: int = vision.spatial_merge_size**2 * tower_widths(vision)[1] * self.model.dtype.itemsize
         return max(1, (4 << 20) // row)
 
     def offload(self) -> None:

@@ -16,10 +16,13 @@ from collections.abc import Callable
 from functools import cache, partial
 from inspect import signature
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
+
+from vqr1_metric.backends.base import Model
 
 #: Its name among the attentions of transformers, which give a whole picture and its windows (``cu_seq_lens_q``) only to
 #: one with "flash" in its name, and loop over the windows for all others.
@@ -29,7 +32,7 @@ ATTENTION = "vqr1_flash_windows"
 _ROWS = 128
 
 
-def speed_up(model: torch.nn.Module) -> None:
+def speed_up(model: Model) -> None:
     """Let a loaded Qwen-VL model's vision tower use the attention below, and its modules the forwards below."""
     register_attention()
     model.set_attn_implementation({"vision_config": ATTENTION})
@@ -56,11 +59,11 @@ def _registered_attention(
     *,
     scaling: float,
     cu_seq_lens_q: Tensor,
-    **kwargs,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: ``(1, heads, S, dim)`` in, ``(1, S, heads, dim)`` out."""
-    states = (x[0].transpose(0, 1) for x in (query, key, value))
-    return windowed_attention(*states, cu_seq_lens_q, scaling)[None], None
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    return windowed_attention(query, key, value, cu_seq_lens_q, scaling)[None], None
 
 
 def replace_forward(module: torch.nn.Module, forward: Callable[..., Tensor]) -> None:
@@ -70,27 +73,31 @@ def replace_forward(module: torch.nn.Module, forward: Callable[..., Tensor]) -> 
     setattr(module, name, partial(forward, module))  # unlike a bound function, a partial can be pickled
 
 
-def _patch_embedding_forward(self: torch.nn.Module, hidden_states: Tensor) -> Tensor:
+def _patch_embedding_forward(self: Model, hidden_states: Tensor) -> Tensor:
     weight = self.proj.weight
     if weight.is_meta:  # accelerate brings offloaded weights back when their own module is called
-        return type(self).forward(self, hidden_states)
+        return cast(Tensor, type(self).forward(self, hidden_states))
     return linear(hidden_states.to(weight.dtype).flatten(1), weight.flatten(1), self.proj.bias)
 
 
 def _attention_forward(
-    self: torch.nn.Module,
+    self: Model,
     hidden_states: Tensor,
     cu_seqlens: Tensor,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> Tensor:
     """The module's own forward but for the rotary positions, which take two fused steps here instead of five."""
     if self.config._attn_implementation != ATTENTION:  # somebody has chosen another since
-        return type(self).forward(self, hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
+        attended = type(self).forward(
+            self, hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs
+        )
+        return cast(Tensor, attended)
     qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
-    query, key = rotate(qkv[:, :2], *position_embeddings).unbind(1)
+    cos, sin = cast(tuple[Tensor, Tensor], position_embeddings)  # every tower gives them
+    query, key = rotate(qkv[:, :2], cos, sin).unbind(1)
     attended = windowed_attention(query, key, qkv[:, 2], cu_seqlens, self.scaling)
-    return self.proj(attended.flatten(1))
+    return cast(Tensor, self.proj(attended.flatten(1)))
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -126,29 +133,33 @@ def windowed_attention(
     if len(groups) == 1:
         return _equal_windows(query, key, value, groups[0][0], scale, causal)
     states = torch.stack([query, key, value])
-    parts = [_equal_windows(*states[:, rows], length, scale, causal) for length, rows in groups]
+    parts = []
+    for length, rows in groups:
+        query, key, value = states[:, rows]
+        parts.append(_equal_windows(query, key, value, length, scale, causal))
     return torch.cat(parts)[order]
 
 
-def _variable_length(query: Tensor, options: frozenset[str]) -> Callable | None:
+def _variable_length(query: Tensor, options: frozenset[str]) -> Callable[..., Tensor] | None:
     """torch's variable-length attention, where it can take these."""
     fits = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0
     return _varlen_attn(options) if fits and torch.cuda.get_device_capability(query.device) >= (8, 0) else None
 
 
 @cache
-def _varlen_attn(options: frozenset[str]) -> Callable | None:
+def _varlen_attn(options: frozenset[str]) -> Callable[..., Tensor] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn  # a second of imports, so not before it is needed
     except ImportError:  # torch before 2.10
         return None
-    return varlen_attn if options <= signature(varlen_attn).parameters.keys() else None
+    takes_them = options <= signature(varlen_attn).parameters.keys()
+    return cast(Callable[..., Tensor], varlen_attn) if takes_them else None  # not asked for more, it gives one tensor
 
 
 def _window_groups(cu_seqlens: Tensor) -> tuple[list[tuple[int, Tensor]], Tensor | None]:
     """``(length, rows)`` of the windows of each length, and the order that puts the rows back."""
     # The same tensor comes to every layer: kept on it, so that a GPU is waited for once and not in each of them.
-    found = getattr(cu_seqlens, "_window_groups", None)
+    found: tuple[list[tuple[int, Tensor]], Tensor | None] | None = getattr(cu_seqlens, "_window_groups", None)
     if found is None:
         starts = cu_seqlens.tolist()
         lengths = [end - start for start, end in pairwise(starts)]
@@ -158,7 +169,8 @@ def _window_groups(cu_seqlens: Tensor) -> tuple[list[tuple[int, Tensor]], Tensor
             groups.append((length, (first[:, None] + torch.arange(length)).flatten().to(cu_seqlens.device)))
         if len(groups) > 1:
             order = torch.cat([rows for _, rows in groups]).argsort()
-        found = cu_seqlens._window_groups = (groups, order)
+        found = groups, order
+        cu_seqlens._window_groups = found  # type: ignore[attr-defined]  # a tensor takes any attribute
     return found
 
 

@@ -30,7 +30,8 @@ def comparison_probability(
     Returns:
         Probabilities in [0, 1] of the broadcast shape; ``p(a, b) + p(b, a) = 1``.
     """
-    return torch.special.ndtr((mean_a - mean_b) / (variance_a + variance_b + gamma).sqrt())
+    probability: Tensor = torch.special.ndtr((mean_a - mean_b) / (variance_a + variance_b + gamma).sqrt())
+    return probability
 
 
 def win_probability(a: ScoreDistribution, b: ScoreDistribution) -> Tensor:

@@ -12,6 +12,7 @@ Contrast, brightness and colour change in the degrading direction only.
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -45,7 +46,7 @@ def _to_picture(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(array * 255), 0, 255).astype(np.uint8), "RGB")
 
 
-def _reencode(picture: Image.Image, **options) -> Image.Image:
+def _reencode(picture: Image.Image, **options: Any) -> Image.Image:
     buffer = io.BytesIO()
     picture.save(buffer, **options)
     buffer.seek(0)
