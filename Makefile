@@ -48,7 +48,7 @@ $(NEWEST)/.test-stamp: pyproject.toml
 demo: $(VENV)/.run-stamp
 	$(BIN)/vqr1 score examples/pictures --model nano
 
-test: suite
+test: lint suite
 
 suite: $(VENV)/.test-stamp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
