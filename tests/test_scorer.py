@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from tiny_models import build_tiny_model
 from vqr1_metric.backends.base import ModelError
 from vqr1_metric.backends.batches import Batches
 from vqr1_metric.backends.loading import ModelSpec, load_model
@@ -285,11 +286,12 @@ def test_a_scorer_with_a_ready_backend_pickles_its_recipe_too(tiny_qwen2_5_vl):
         pickle.dumps(in_memory)
 
 
-def test_unload_frees_and_the_next_use_loads_again(tiny_qwen2_vl):
+def test_unload_frees_and_the_next_use_loads_again(tmp_path):
     import gc
     import weakref
 
-    scorer = QualityScorer(str(tiny_qwen2_vl), device="cpu")
+    folder = build_tiny_model(tmp_path, "qwen2_vl", seed=7)  # weights of its own: others may have been loaded before
+    scorer = QualityScorer(str(folder), device="cpu")
     assert not scorer.loaded
     score = scorer.score(pictures((56, 56)))[0].score
     weights = weakref.ref(scorer.backend.model)

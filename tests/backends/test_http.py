@@ -430,7 +430,7 @@ def test_ctrl_c_ends_requests_that_wait(tmp_path: Path):
         try:
             assert asked.wait(120)
             client.send_signal(signal.SIGINT)
-            _, said = client.communicate(timeout=30)
+            _, said = client.communicate(timeout=120)
         finally:
             client.kill()
             client.wait()

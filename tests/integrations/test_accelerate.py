@@ -94,7 +94,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "super_resolution_t
 def photographs(tmp_path: Path) -> Path:
     folder = tmp_path / "photographs"
     folder.mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (9, 60, 72, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (26, 60, 72, 3), dtype=np.uint8)
     for index, pixels in enumerate(noise):
         Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(1)).save(folder / f"{index}.png")
     return folder

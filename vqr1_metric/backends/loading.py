@@ -21,7 +21,7 @@ from vqr1_metric.backends.spec import EMBEDDED, TREE_ATTENTION, ModelSpec
 from vqr1_metric.backends.templates import render_chat
 from vqr1_metric.backends.windows import speed_up
 from vqr1_metric.nano import MODEL_TYPE
-from vqr1_metric.protocol import messages
+from vqr1_metric.protocol import messages, write_reply
 
 __all__ = ["EMBEDDED", "SUPPORTED_TYPES", "TREE_ATTENTION", "LoadedModel", "ModelSpec", "cached", "load_model"]
 
@@ -152,13 +152,14 @@ def _tokenizer(files: ModelFiles, config: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(files.base), trust_remote_code=False, local_files_only=True)
         rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values(), default=-1)
         placeholder = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        reply = write_reply(3.5)
         round_trip = tokenizer.decode(
-            tokenizer.encode("<answer>3.5</answer>", add_special_tokens=False), clean_up_tokenization_spaces=False
+            tokenizer.encode(reply, add_special_tokens=False), clean_up_tokenization_spaces=False
         )
-    if placeholder is None or largest >= rows or round_trip != "<answer>3.5</answer>":
+    if placeholder is None or largest >= rows or round_trip != reply:
         raise ModelError(
             f"{files.name}: expected this model's tokenizer, but it has {largest + 1} tokens for {rows} embeddings, "
-            f"{placeholder!r} as the token of images, and reads <answer>3.5</answer> as {round_trip[:40]!r}."
+            f"{placeholder!r} as the token of images, and reads {reply} as {round_trip[:40]!r}."
         )
     return tokenizer
 
