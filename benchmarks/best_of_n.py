@@ -185,7 +185,9 @@ def main(arguments: list[str] | None = None) -> None:
         common |= embeddings
     clock = time.process_time if options.device == "cpu" else time.perf_counter
     best = BestOfN(pipe, TimedScorer(scorer, clock), batch_size=options.batch_size)
-    best(n=1, **common)  # loads the model and warms up
+    first = best(n=1, **common)  # loads the model and warms up
+    if math.isnan(first.scores[0]):
+        raise RuntimeError(f"A picture got no score: {first.ranking[0].result.error}")
 
     if options.equal_rows:
         pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)

@@ -161,7 +161,14 @@ def scoring_model(sizes: str, device: str) -> TransformersBackend:
             config, dtype=torch.float32 if device == "cpu" else torch.bfloat16
         )
     model.generation_config.eos_token_id = nano.model.generation_config.eos_token_id
-    pixels = replace(nano.pixel_config, patch_size=14, temporal_patch_size=2, min_pixels=3136, max_pixels=12_845_056)
+    pixels = replace(
+        nano.pixel_config,
+        patch_size=vision["patch_size"],
+        merge_size=vision["spatial_merge_size"],
+        temporal_patch_size=vision["temporal_patch_size"],
+        min_pixels=3136,
+        max_pixels=12_845_056,
+    )
     loaded = LoadedModel(
         model.requires_grad_(False).eval(), nano.tokenizer, pixels, nano.chat_template, f"random, {sizes} sizes"
     )

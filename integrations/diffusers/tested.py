@@ -33,7 +33,7 @@ TESTED = {
     "StableDiffusionInstructPix2PixPipeline": "decodes",
     "StableDiffusionLatentUpscalePipeline": "",
     "StableDiffusionPipeline": "decodes",
-    "StableDiffusionUpscalePipeline": "decodes single",
+    "StableDiffusionUpscalePipeline": "single",
     "StableDiffusionXLControlNetImg2ImgPipeline": "decodes",
     "StableDiffusionXLControlNetPipeline": "decodes",
     "StableDiffusionXLImg2ImgPipeline": "",

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
 #: Families of one picture from a text or a picture whose latents are decoded here.
-DECODED = ["sd", "lcm", "img2img", "inpaint9", "controlnet", "controlnet_img2img", "pix2pix", "sd_upscale", "sdxl",
+DECODED = ["sd", "lcm", "img2img", "inpaint9", "controlnet", "controlnet_img2img", "pix2pix", "sdxl",
            "sdxl_controlnet", "sdxl_controlnet_img2img", "sd3", "flux", "flux_fill", "flux_kontext", "flux2",
            "flux2_klein", "sana", "qwen_image", "qwen_edit", "z_image", "wan", "wan22"]  # fmt: skip
 COUNTS = dict.fromkeys(("wan", "wan22"), "num_videos_per_prompt")
@@ -354,6 +354,7 @@ def test_a_check_before_the_run(sd):
     scorer = formula_scorer()
     for family, match in [
         ("pixart", "PixArtSigmaPipeline has no callback_on_step_end"),
+        ("sd_upscale", "StableDiffusionUpscalePipeline has no callback_on_step_end"),
         ("sdxl_modular", "VisualQualityR1Block"),
     ]:
         with pytest.raises(UnsupportedError, match=match):
