@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from vqr1_metric.functional.distribution import GRID_SIZE, score_grid
 from vqr1_metric.ratings import RatingError
 from vqr1_metric.score_files import RecordWriter
 from vqr1_metric.train_ranker.config import RankerConfig
+from vqr1_metric.train_ranker.data import prepare_data
 from vqr1_metric.train_ranker.distill import distill_loss, normal_distribution, read_teacher
 from vqr1_metric.train_ranker.run import train
 
@@ -126,7 +128,6 @@ def test_a_student_comes_to_say_what_its_teacher_says(
         "images_per_comparison": 24,
         "max_steps": 12,
         "kl_weight": 0.0,
-        "learning_rate": 1e-3,
     }
     config = RankerConfig(
         **{
@@ -141,7 +142,7 @@ def test_a_student_comes_to_say_what_its_teacher_says(
     train(config)
     log = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
     apart = [entry["distill"] for entry in log if "distill" in entry]
-    assert len(apart) == 6 and apart[-1] < apart[0] - 0.01
+    assert len(apart) == 12 and apart[-1] < apart[0] - 0.01
 
 
 def test_a_teacher_beside_ratings_on_the_command_line(
@@ -158,3 +159,30 @@ def test_a_teacher_beside_ratings_on_the_command_line(
     assert any("eval_srcc_scores" in entry and "eval_srcc_noise" in entry for entry in log)
     before, after = (load_file(folder / "model.safetensors") for folder in (warm_model, tmp_path / "out"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_teachers_pictures_stay_beside_ratings_wherever_the_folder_lies(rated: Path, tmp_path: Path) -> None:
+    """Of any seed and place: what ratings hold out is held out of the teacher's file too, and its split is the same."""
+    for seed in range(5):
+        splits = []
+        for place in ("here", f"another/{seed}"):
+            folder = tmp_path / place
+            if not folder.exists():
+                shutil.copytree(rated, folder)
+            lines = [{"path": str(folder / f"{i}.png"), "score": 1 + i / 8, "std": 0.3} for i in range(24)]
+            (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            config = RankerConfig(
+                data=[str(folder / "noise.csv")],
+                images=[str(folder)],
+                teacher=[str(folder / "scores.jsonl")],
+                objective="distill",
+                images_per_device=4,
+                images_per_comparison=4,
+                validation_fraction=0.34,
+                seed=seed,
+            )
+            sides = [{s.name: {Path(i.name).name for i in s.images} for s in sets} for sets in prepare_data(config)]
+            assert all(side["noise"] <= side["scores"] for side in sides)
+            assert len(sides[0]["scores"]) + len(sides[1]["scores"]) == 24
+            splits.append(sides)
+        assert splits[0] == splits[1]

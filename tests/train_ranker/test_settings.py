@@ -193,3 +193,20 @@ def test_the_plan_grows_with_what_costs() -> None:
     exact = replace(base, sampled=False)
     assert exact.seconds()["sampling"] == 0 and exact.seconds()["a step"] < 0.2 * base.seconds()["a step"]
     assert all(math.isfinite(value) for value in [*exact.memory().values(), *exact.seconds().values()])
+
+
+def test_a_tower_that_is_no_transformer_is_counted_by_running_it() -> None:
+    from dataclasses import replace
+
+    from transformers import AutoConfig
+
+    from vqr1_metric.backends.loading import EMBEDDED
+    from vqr1_metric.train_ranker.plan import MACHINES, Plan, Shape
+
+    shape = Shape.of(AutoConfig.from_pretrained(str(EMBEDDED["nano"])))
+    assert (shape.vision_layers, shape.vision_width, shape.vision_inner) == (0, 0, 0)
+    # The stem alone: 32 channels at 16x16 places, 3x3x3 products each.
+    assert shape.tower_products > 16**2 * 32 * 27 and shape.tower_kept > 16**2 * 32
+    plan = Plan(MACHINES["A100"], 1, shape, 64, sampled=False)
+    assert plan.memory()["peak"] > replace(plan, vision_trained=False).memory()["peak"]
+    assert plan.seconds()["a step"] < Plan(MACHINES["A100"], 1, shape, 640, sampled=False).seconds()["a step"]

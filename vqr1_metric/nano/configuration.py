@@ -77,6 +77,8 @@ class NanoConfig(Qwen2_5_VLConfig):
     """As that of Qwen2.5-VL, with :class:`NanoVisionConfig` for the tower."""
 
     model_type = MODEL_TYPE
+    #: No code comes with the weights. Said because TRL asks every class that is not transformers' own for it.
+    auto_map: ClassVar[dict[str, str]] = {}
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
         "vision_config": NanoVisionConfig,
         "text_config": Qwen2_5_VLTextConfig,

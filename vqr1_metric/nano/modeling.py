@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, hardtanh, hardtanh_, pad, silu
-from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLForConditionalGeneration,
@@ -227,4 +227,6 @@ class NanoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
 
 AutoModel.register(NanoConfig, NanoModel, exist_ok=True)
+# What TRL loads its start model with where the class is not transformers' own.
+AutoModelForCausalLM.register(NanoConfig, NanoForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(NanoConfig, NanoForConditionalGeneration, exist_ok=True)

@@ -82,21 +82,47 @@ def prepare_data(
 def one_side(
     training: Sequence[RatingSet], held_out: Sequence[RatingSet], looked: dict[int, Looked]
 ) -> tuple[list[RatingSet], list[RatingSet]]:
-    """The sets without a teacher's images that ratings have on the other side: each set was split by itself."""
+    """The sets, a teacher's images on the side where ratings have them: each set was split by itself.
 
-    def of(s: RatingSet) -> dict[str, str]:
-        return {image.name: looked[id(image)].digest for image in s.images}
+    The scene of such an image goes with it. Of a scene that ratings have on both sides, images are left out that
+    ratings have on the other side.
+    """
 
-    def without(s: RatingSet, other: set[str]) -> RatingSet:
-        if not all(isinstance(image, TaughtImage) for image in s.images):
-            return s
-        return _subset(s, {name for name, digest in of(s).items() if digest not in other})
+    def taught(s: RatingSet) -> bool:
+        return all(isinstance(image, TaughtImage) for image in s.images)
 
     rated = [
-        {digest for s in sets if not any(isinstance(i, TaughtImage) for i in s.images) for digest in of(s).values()}
-        for sets in (training, held_out)
+        {looked[id(image)].digest for s in sets if not taught(s) for image in s.images} for sets in (training, held_out)
     ]
-    return [without(s, rated[1]) for s in training], [without(s, rated[0]) for s in held_out]
+    by_name = {s.name: s for s in held_out}
+    thumbnails = {key: found.thumbnail for key, found in looked.items()}
+    sides: tuple[list[RatingSet], list[RatingSet]] = [], []
+    for train in training:
+        val = by_name.get(train.name, replace(train, images=()))
+        if taught(train) and taught(val):
+            train, val = _beside(train, val, rated, looked, thumbnails)
+        sides[0].append(train)
+        sides[1].append(val)
+    return sides
+
+
+def _beside(
+    train: RatingSet, val: RatingSet, rated: list[set[str]], looked: dict[int, Looked], thumbnails: Thumbnails
+) -> tuple[RatingSet, RatingSet]:
+    whole = replace(train, images=(*train.images, *val.images))
+    scenes = scenes_of(whole, thumbnails) or [image.name for image in whole.images]
+    digests = [looked[id(image)].digest for image in whole.images]
+    found: list[set[str]] = [
+        {scene for scene, digest in zip(scenes, digests, strict=True) if digest in of_side} for of_side in rated
+    ]
+    names: tuple[set[str], set[str]] = set(), set()
+    for i, (image, scene, digest) in enumerate(zip(whole.images, scenes, digests, strict=True)):
+        side = int(i >= len(train))
+        if (scene in found[0]) != (scene in found[1]):
+            side = int(scene in found[1])
+        if digest not in rated[1 - side]:
+            names[side].add(image.name)
+    return _subset(whole, names[0]), _subset(whole, names[1])
 
 
 def read_sets(sources: Sequence[str | Path], images: Sequence[str | Path] = ()) -> list[RatingSet]:
@@ -197,7 +223,8 @@ def split_validation(
 
     The labels' own split counts where it names validation images (rows marked ``test`` are used for nothing). Otherwise
     a fraction is held out, whole scenes at a time (:func:`~vqr1_metric.train_ranker.scenes.scenes_of`), picked by a
-    hash of their name and the seed, so that the choice does not depend on order. Of preferences whole pairs are held
+    hash of their name and the seed, so that the choice does not depend on order, nor on where the folder of images with
+    whole paths lies. Of preferences whole pairs are held
     out; pairs that would straddle are left out, and images without one.
 
     Returns:
@@ -207,7 +234,7 @@ def split_validation(
     if _has_split(s):
         held_out = {name for name, image in usable.items() if image.split == "val"}
     else:
-        scenes = scenes_of(s, thumbnails or {}) or [image.name for image in s.images]
+        scenes = _placeless(scenes_of(s, thumbnails or {}) or [image.name for image in s.images])
         scene = dict(zip((image.name for image in s.images), scenes, strict=True))
         together: set[tuple[str, ...]] = {(scene[name],) for name in usable}
         if s.preferences:
@@ -223,6 +250,17 @@ def split_validation(
                 break
             held_out |= {image for name in names for image in by_scene[name]}
     return _subset(s, usable.keys() - held_out), _subset(s, usable.keys() & held_out)
+
+
+def _placeless(names: list[str]) -> list[str]:
+    """Whole paths (a teacher's file has them) without the folder they share; other names as they are."""
+    if not all(map(os.path.isabs, names)) or not names:
+        return names
+    try:
+        root = os.path.commonpath([os.path.dirname(name) for name in names])
+    except ValueError:  # on several drives
+        return names
+    return [Path(os.path.relpath(name, root)).as_posix() for name in names]
 
 
 def _subset(s: RatingSet, names: set[str]) -> RatingSet:

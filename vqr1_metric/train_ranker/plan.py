@@ -49,7 +49,11 @@ MACHINES = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model: parameters of both parts, and of the language model's (un)embedding."""
+    """Sizes of a model: parameters of both parts, and of the language model's (un)embedding.
+
+    A tower that is no transformer has no layers, width and inner width here; what one visual token costs in it is
+    counted by running it: ``tower_products`` multiplications and ``tower_kept`` numbers that its gradients need.
+    """
 
     language: float
     vision: float
@@ -61,6 +65,8 @@ class Shape:
     vision_layers: int
     vision_width: int
     vision_inner: int
+    tower_products: float = 0.0
+    tower_kept: float = 0.0
 
     @classmethod
     def of(cls, config: Any) -> Shape:
@@ -72,7 +78,10 @@ class Shape:
             model = classes.from_config(config)
         text, vision = config.get_text_config(), config.vision_config
         visual = sum(weight.numel() for weight in model.model.visual.parameters())
-        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        depth = getattr(vision, "depth", 0)  # the towers of Qwen-VL say it, and are transformers
+        width = (getattr(vision, "embed_dim", None) or vision.hidden_size) if depth else 0
+        inner = (getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)) if depth else 0
+        products, kept = (0.0, 0.0) if depth else _cost_of_a_token(model.model.visual)
         head = text.hidden_size // text.num_attention_heads
         return cls(
             language=sum(weight.numel() for weight in model.parameters()) - visual,
@@ -82,9 +91,11 @@ class Shape:
             width=text.hidden_size,
             inner=text.intermediate_size,
             kv_width=text.num_key_value_heads * head,
-            vision_layers=vision.depth,
+            vision_layers=depth,
             vision_width=width,
-            vision_inner=getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio),
+            vision_inner=inner,
+            tower_products=products,
+            tower_kept=kept,
         )
 
     def adapter(self, rank: int, vision: bool = True) -> float:
@@ -92,6 +103,30 @@ class Shape:
         language = 2 * (2 * self.width) + 2 * (self.width + self.kv_width) + 3 * (self.width + self.inner)
         of_vision = 6 * self.vision_width + 3 * (self.vision_width + self.vision_inner)
         return rank * (self.layers * language + self.vision_layers * of_vision * vision)
+
+
+def _cost_of_a_token(tower: Any) -> tuple[float, float]:
+    """Multiplications, and numbers kept for the backward pass, of one visual token of a tower on the meta device."""
+    from torch.autograd.graph import saved_tensors_hooks
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, side = tower.config, 8
+    kept: dict[int, torch.UntypedStorage] = {}  # the storages themselves, so that no address is used twice
+    counter = FlopCounterMode(display=False)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[storage._cdata] = storage
+        return tensor
+
+    patches = (side * config.spatial_merge_size) ** 2
+    pixels = torch.empty(patches, 3 * config.temporal_patch_size * config.patch_size**2, device="meta")
+    grid = torch.tensor([[1, side * config.spatial_merge_size, side * config.spatial_merge_size]])
+    with counter, saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
+        tower.float()(pixels, grid_thw=grid)
+    numbers = sum(storage.nbytes() for storage in kept.values()) / pixels.element_size()
+    return counter.get_total_flops() / 2 / side**2, numbers / side**2
 
 
 @dataclass(frozen=True)
@@ -157,7 +192,9 @@ class Plan:
         rows = min(self.micro_batch, self.rows)
         tokens, patches = rows * self.sequence, min(rows, self.images) * self.visual_tokens * 4
         kept = tokens * s.width * item * s.layers  # the input of every layer; the rest is recomputed
-        kept += patches * s.vision_width * item * s.vision_layers if self.vision_trained else 0.0
+        if self.vision_trained:
+            kept += patches * s.vision_width * item * s.vision_layers
+            kept += min(rows, self.images) * self.visual_tokens * s.tower_kept * item
         # The recomputed activations of one layer, and their gradients.
         layer = 2 * tokens * (3 * s.inner + 6 * s.width) * item
         tower = 2 * patches * (3 * s.vision_inner + 6 * s.vision_width) * item if self.vision_trained else 0.0
@@ -173,7 +210,7 @@ class Plan:
     def seconds(self) -> dict[str, float]:
         """Seconds of a step, by part."""
         s, speed = self.shape, self.machine.flops * REACHED
-        picture = 2 * s.vision * self.visual_tokens * 4 * self.images
+        picture = 2 * (s.tower_products or 4 * s.vision) * self.visual_tokens * self.images
         dense = s.language - s.vocabulary * 2  # the embedding is looked up, the head counts below
         passed = 2 * self.rows * self.sequence * (dense + s.vocabulary)
         prefill = 2 * self.rows * (self.visual_tokens + _PROMPT_TEXT) * dense + picture
