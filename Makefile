@@ -10,6 +10,8 @@ LOWEST ?= .venv-lowest
 NEWEST ?= .venv-newest
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# Two files of tests at a time, each with one thread.
+PYTEST := -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test suite test-slow test-lowest test-newest bench lint build clean
@@ -51,19 +53,19 @@ demo: $(VENV)/.run-stamp
 test: lint suite
 
 suite: $(VENV)/.test-stamp
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
 # DeepSpeed runs ZeRO-3 on two CPU processes; without it those tests skip.
 test-slow: $(VENV)/.test-stamp
 	$(BIN)/python -m pip install --quiet -c constraints.txt deepspeed
-	$(BIN)/python -m pytest -m 'not gpu' $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) -m 'not gpu' $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.test-stamp
-	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(LOWEST)/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 # The newest versions that pyproject.toml allows; without pins, so what it finds is news, not a fault of a change.
 test-newest: $(NEWEST)/.test-stamp
-	$(NEWEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(NEWEST)/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 bench: $(VENV)/.run-stamp
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.speed.scoring --start-up
