@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from benchmarks.rehearse.folder import SHAPES
 from vqr1_metric.backends.loading import EMBEDDED, LoadedModel, ModelSpec
 from vqr1_metric.backends.packing import use_packing
 from vqr1_metric.backends.pixels import PixelConfig
@@ -18,27 +19,11 @@ from vqr1_metric.backends.transformers import TransformersBackend
 from vqr1_metric.backends.windows import speed_up
 from vqr1_metric.scorer import QualityScorer
 
+_PUBLISHED = SHAPES["7b"]
 #: Sizes of Qwen2.5-VL-7B, which VisualQuality-R1-7B is; of one with as many layers and next to no work in them, for the
 #: time that calling them takes; and of a model for tests.
 ARCHITECTURES = {
-    "7b": (
-        {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
-            "mrope_section": [16, 24, 24],
-        },
-        {
-            "hidden_size": 1280,
-            "intermediate_size": 3420,
-            "depth": 32,
-            "num_heads": 16,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-        },
-    ),
+    "7b": (_PUBLISHED.text, _PUBLISHED.vision),
     "thin": (
         {
             "hidden_size": 16,
@@ -82,7 +67,11 @@ def make_backend(name: str, device: str, dtype: str | None) -> TransformersBacke
     from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLConfig
 
     text, vision = (dict(sizes) for sizes in ARCHITECTURES[name])
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": text.pop("mrope_section")}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": text.pop("rope_theta", 1e6),
+        "mrope_section": text.pop("mrope_section"),
+    }
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED["nano"])
     special = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
